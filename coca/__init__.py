@@ -1,0 +1,1 @@
+"""CoCa: the data contract, the model and its training, without Ray."""

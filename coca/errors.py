@@ -1,0 +1,21 @@
+"""The two ways a command ends badly: the user's input (exit 2) and everything else (exit 1)."""
+
+
+class BadInput(ValueError):
+    """Input from outside that breaks a rule: names the value and the rule, and says the way out.
+
+    The command line prints ``cause`` and ``way_out`` on one line, without a traceback, and exits 2.
+    """
+
+    def __init__(self, cause: str, way_out: str = "") -> None:
+        self.cause = cause.rstrip(".")
+        self.way_out = way_out.rstrip(".")
+        super().__init__(f"{self.cause}. {self.way_out}." if way_out else f"{self.cause}.")
+
+    def __reduce__(self) -> tuple[type["BadInput"], tuple[str, str]]:
+        # Ray pickles exceptions; the default would call __init__ with the joined message.
+        return type(self), (self.cause, self.way_out)
+
+
+class RunFailed(RuntimeError):
+    """Work that was rightly asked for and could not be done (exit 1)."""

@@ -1,0 +1,209 @@
+"""One URI, one set of credentials, every client: pyarrow, deltalake and conditional writes on a local path or S3.
+
+Credentials come from the usual AWS variables; ``AWS_ENDPOINT_URL`` points all clients at another S3 service.
+"""
+
+import contextlib
+import os
+import re
+import uuid
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from coca.errors import BadInput
+
+_SCHEME = re.compile(r"^([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+
+
+class Store:
+    """A folder on local disk or S3. Paths given to methods are relative to it, with forward slashes.
+
+    Holds only the uri, so that it travels to Ray workers; clients are made where they are used.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str]) -> None:
+        text = os.fspath(uri)
+        scheme = _SCHEME.match(text)
+        if scheme is None or scheme[1].lower() == "file":
+            path = text[len(scheme[0]) :] if scheme else text
+            self.uri, self.is_s3 = str(Path(path).expanduser().absolute()), False
+            self.root = self.uri
+        elif scheme[1].lower() == "s3":
+            self.root = text[len(scheme[0]) :].rstrip("/")
+            self.uri, self.is_s3 = f"s3://{self.root}", True
+            if not self.root.split("/")[0]:
+                raise BadInput(f"{text!r} names no bucket", "Write s3://BUCKET/PREFIX")
+        else:
+            raise BadInput(f"{text!r}: storage scheme {scheme[1]!r} is not supported", "Use a path or s3://BUCKET/PREFIX")
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
+        return type(self), (self.uri,)
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+    def child(self, path: str) -> "Store":
+        """The folder ``path`` as a store of its own."""
+        return Store(f"{self.uri}/{path}")
+
+    @cached_property
+    def filesystem(self) -> pafs.FileSystem:
+        if not self.is_s3:
+            return pafs.LocalFileSystem()
+        endpoint = _s3_endpoint()
+        options: dict[str, Any] = {"region": _s3_region(), "allow_bucket_creation": False}
+        if endpoint:
+            options["endpoint_override"] = endpoint.split("://")[-1]
+            options["scheme"] = endpoint.split("://")[0]
+        return pafs.S3FileSystem(**options)
+
+    @cached_property
+    def _s3_client(self) -> Any:
+        try:
+            import boto3
+        except ImportError:
+            raise BadInput("writing to s3:// needs boto3", "pip install 'coca[s3]'") from None
+        return boto3.client("s3", endpoint_url=_s3_endpoint(), region_name=_s3_region())
+
+    def path(self, path: str = "") -> str:
+        """The full path for ``self.filesystem``."""
+        return f"{self.root}/{path}" if path else self.root
+
+    def delta_uri(self, table: str) -> str:
+        return f"{self.uri}/{table}"
+
+    @property
+    def delta_options(self) -> dict[str, str]:
+        """``storage_options`` for deltalake; commits on S3 go by conditional PUT."""
+        if not self.is_s3:
+            return {}
+        options = {"AWS_REGION": _s3_region(), "aws_conditional_put": "etag"}
+        endpoint = _s3_endpoint()
+        if endpoint:
+            options["AWS_ENDPOINT_URL"] = endpoint
+            if endpoint.startswith("http://"):
+                options["AWS_ALLOW_HTTP"] = "true"
+        return options
+
+    def exists(self, path: str) -> bool:
+        return bool(self.filesystem.get_file_info(self.path(path)).type != pafs.FileType.NotFound)
+
+    def size(self, path: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        info = self.filesystem.get_file_info(self.path(path))
+        if info.type != pafs.FileType.File:
+            raise FileNotFoundError(f"{self.uri}/{path}")
+        return int(info.size)
+
+    def list(self, path: str = "") -> list[str]:
+        """Names directly under a folder, sorted; empty where it does not exist."""
+        selector = pafs.FileSelector(self.path(path), allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        with self.filesystem.open_input_stream(self.path(path)) as stream:
+            return bytes(stream.read())
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write or replace a file as a whole: a reader sees the old bytes or the new, never a part."""
+        if self.is_s3:
+            with self.filesystem.open_output_stream(self.path(path)) as stream:
+                stream.write(data)
+            return
+        target = Path(self.path(path))
+        staged = _stage(target, data)
+        os.replace(staged, target)
+        _sync_folder(target.parent)
+
+    def write_once(self, path: str, data: bytes) -> bool:
+        """Create a file only if it is not there (conditional PUT).
+
+        Returns:
+            False where it was there already; its bytes are untouched.
+        """
+        if self.is_s3:
+            return self._s3_write_once(path, data)
+        target = Path(self.path(path))
+        staged = _stage(target, data)
+        try:
+            os.link(staged, target)
+        except FileExistsError:
+            return False
+        finally:
+            staged.unlink()
+        _sync_folder(target.parent)
+        return True
+
+    def _s3_write_once(self, path: str, data: bytes) -> bool:
+        from botocore.exceptions import ClientError
+
+        bucket, _, key = self.path(path).partition("/")
+        try:
+            self._s3_client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        except ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status == 412:
+                return False
+            if status == 501:
+                raise BadInput(
+                    f"the store behind {self.uri} does not support conditional writes", "Use one that honours If-None-Match"
+                ) from None
+            raise
+        return True
+
+    def delete(self, path: str) -> None:
+        """Remove a file or a folder with all in it; nothing happens where there is none."""
+        info = self.filesystem.get_file_info(self.path(path))
+        if info.type == pafs.FileType.Directory:
+            self.filesystem.delete_dir(self.path(path))
+        elif info.type == pafs.FileType.File:
+            with contextlib.suppress(FileNotFoundError):
+                self.filesystem.delete_file(self.path(path))
+
+
+def open_file(uri: str | os.PathLike[str]) -> tuple[Store, str]:
+    """A file's uri as (store of its folder, name)."""
+    text = os.fspath(uri)
+    folder, _, name = text.rstrip("/").rpartition("/")
+    if not folder and not _SCHEME.match(text):
+        folder = "/" if text.startswith("/") else "."
+    return Store(folder), name
+
+
+def _s3_endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def _s3_region() -> str:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+
+
+def _stage(target: Path, data: bytes) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    with staged.open("xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return staged
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename is durable only once its folder is.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

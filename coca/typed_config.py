@@ -1,0 +1,108 @@
+"""The base of every config: frozen, documented field by field, unknown keys refused by name.
+
+Precedence, lowest first: field default < recipe < ``--config FILE.yaml`` < ``--set a.b=VALUE``.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from coca.errors import BadInput
+
+C = TypeVar("C", bound="Config")
+
+
+class Config(BaseModel):
+    """A frozen config node; the docstring under each field is its description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    def to_yaml(self) -> str:
+        """The whole resolved config as YAML, in field order."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def resolve_config(base: C, config_file: Path | None = None, sets: Iterable[str] = ()) -> C:
+    """``base`` with a YAML file and then ``a.b=VALUE`` overrides laid over it.
+
+    Raises:
+        BadInput: a file that cannot be read, a key that does not exist, a value that breaks a rule.
+    """
+    values = base.model_dump()
+    if config_file is not None:
+        _merge(values, _read_yaml(config_file))
+    for text in sets:
+        _merge(values, _parse_set(text))
+    return build_config(type(base), values)
+
+
+def build_config(kind: type[C], values: Mapping[str, Any]) -> C:
+    """``kind`` from plain values; every problem becomes one ``BadInput`` that names the field."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise _bad_input(kind, error) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"cannot read the config file {path}: {error.strerror}", "Give --config a YAML file") from None
+    except yaml.YAMLError as error:
+        problem = str(error).replace("\n", " ")
+        raise BadInput(f"{path} is not YAML: {problem}", "Mend the file") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise BadInput(f"{path} holds a {type(values).__name__}, not a mapping", "Write it as `key: value` lines")
+    return values
+
+
+def _parse_set(text: str) -> dict[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise BadInput(f"--set {text!r} is not of the form a.b=VALUE", "For example --set fetch.timeout_s=5")
+    try:
+        parsed: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise BadInput(f"the value of --set {text!r} is not YAML", "Quote it: --set 'a.b=\"text\"'") from None
+    for key in reversed(name.strip().split(".")):
+        parsed = {key: parsed}
+    return parsed  # type: ignore[no-any-return]
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _bad_input(kind: type[Config], error: ValidationError) -> BadInput:
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"]]
+    name = ".".join(location) or kind.__name__
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(kind, location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
+        way_out = f"Did you mean {near[0]!r}? " if near else ""
+        return BadInput(f"unknown config key {name!r}", f"{way_out}Known here: {', '.join(known)}")
+    message = problem["msg"].removeprefix("Value error, ")
+    value = repr(problem["input"])
+    shown = value if len(value) <= 80 else value[:77] + "..."
+    return BadInput(f"config key {name!r} = {shown}: {message}", f"See `coca config explain {name}`")
+
+
+def _known_keys(kind: type[BaseModel], path: list[str]) -> list[str]:
+    for key in path:
+        field = kind.model_fields.get(key)
+        annotation = field.annotation if field else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            kind = annotation
+    return list(kind.model_fields)

@@ -1,0 +1,1 @@
+"""Ray Data jobs from web links to a published dataset version. Never imports torch."""
