@@ -33,7 +33,8 @@ class Dataset:
         versions = list_versions(self.store)
         if not versions:
             raise BadInput(
-                f"{self.store.uri} holds no published dataset version", "Make one with `coca data refresh --links URI --to DATASET`"
+                f"{self.store.uri} holds no published dataset version",
+                "Make one with `coca data refresh --links URI --to DATASET`",
             )
         wanted = versions[-1] if version is None else version
         if wanted not in versions:
@@ -49,7 +50,10 @@ class Dataset:
         """The row-group index (contract.ROW_GROUPS), in the order of the samples files."""
         data = self.store.read(self.record.row_groups_path)
         if hashlib.sha256(data).hexdigest() != self.record.row_groups_sha256:
-            raise BadInput(f"{self.store.uri}/{self.record.row_groups_path} does not match its digest", "Restore the file")
+            raise BadInput(
+                f"{self.store.uri}/{self.record.row_groups_path} does not match its digest",
+                "Restore the file",
+            )
         return pq.read_table(io.BytesIO(data), schema=ROW_GROUPS)
 
     @cached_property
@@ -58,16 +62,21 @@ class Dataset:
         tokenizer = Tokenizer.from_json(self.store.read(stamp.path).decode(), source=f"{self.store.uri}/{stamp.path}")
         if tokenizer.fingerprint != stamp.fingerprint:
             raise BadInput(
-                f"{self.store.uri}/{stamp.path} has fingerprint {tokenizer.fingerprint}, the version record says {stamp.fingerprint}",
-                "Restore the file",
+                f"{self.store.uri}/{stamp.path} has fingerprint {tokenizer.fingerprint}",
+                f"The version record says {stamp.fingerprint}: restore the file",
             )
         return tokenizer
 
     def read_row_group(
-        self, index: int, columns: tuple[str, ...] = ("sample_id", "image", "caption"), *, only_selected: bool = True
+        self,
+        index: int,
+        columns: tuple[str, ...] = ("sample_id", "image", "caption"),
+        *,
+        only_selected: bool = True,
     ) -> pa.Table:
-        """Row group ``index`` of ``row_groups``: the samples ``columns`` with ``tokens`` (and ``selected``, ``reason`` where
-        all rows are asked for), in stored order.
+        """Row group ``index`` of ``row_groups`` in stored order: the samples ``columns`` with ``tokens``.
+
+        With ``only_selected=False`` all rows, with ``selected`` and ``reason``.
         """
         group = self.row_groups.slice(index, 1).to_pylist()[0]
         samples = self._read_parquet(f"samples/{group['samples_path']}", group["row_group"], list(columns))
@@ -75,11 +84,15 @@ class Dataset:
         notes = self._read_parquet(f"annotations/{group['annotations_path']}", group["row_group"], wanted)
         if samples.num_rows != notes.num_rows:
             raise BadInput(
-                f"{group['samples_path']} row group {group['row_group']} has {samples.num_rows} rows, its annotations {notes.num_rows}",
+                f"{group['samples_path']} row group {group['row_group']} has {samples.num_rows} rows,"
+                f" its annotations {notes.num_rows}",
                 "The dataset is damaged: restore it",
             )
         if "sample_id" in columns and not samples["sample_id"].equals(notes["sample_id"]):
-            raise BadInput(f"{group['samples_path']} and its annotations differ in order", "The dataset is damaged: restore it")
+            raise BadInput(
+                f"{group['samples_path']} and its annotations differ in order",
+                "The dataset is damaged: restore it",
+            )
         table = samples.append_column("tokens", notes["tokens"])
         if only_selected:
             return table.filter(notes["selected"])

@@ -37,7 +37,9 @@ class Store:
             if not self.root.split("/")[0]:
                 raise BadInput(f"{text!r} names no bucket", "Write s3://BUCKET/PREFIX")
         else:
-            raise BadInput(f"{text!r}: storage scheme {scheme[1]!r} is not supported", "Use a path or s3://BUCKET/PREFIX")
+            raise BadInput(
+                f"{text!r}: storage scheme {scheme[1]!r} is not supported", "Use a path or s3://BUCKET/PREFIX"
+            )
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
         return type(self), (self.uri,)
@@ -158,7 +160,8 @@ class Store:
                 return False
             if status == 501:
                 raise BadInput(
-                    f"the store behind {self.uri} does not support conditional writes", "Use one that honours If-None-Match"
+                    f"the store behind {self.uri} does not support conditional writes",
+                    "Use one that honours If-None-Match",
                 ) from None
             raise
         return True

@@ -26,7 +26,7 @@ class Tokenizer:
             missing = [token for token, token_id in zip(_SPECIAL, ids, strict=True) if token_id is None]
             raise BadInput(f"the tokenizer has no {', '.join(missing)}", "Train one with `coca tokenizer train`")
         self._inner = inner
-        self.pad_id, self.begin_id, self.end_id = ids
+        self.pad_id, self.begin_id, self.end_id = (i for i in ids if i is not None)
         self.vocab_size: int = inner.get_vocab_size()
 
     @classmethod
@@ -34,7 +34,9 @@ class Tokenizer:
         try:
             inner = HuggingFaceTokenizer.from_str(text)
         except Exception as error:  # the Rust library raises bare Exception
-            raise BadInput(f"{source} is not a tokenizer file: {error}", "Train one with `coca tokenizer train`") from None
+            raise BadInput(
+                f"{source} is not a tokenizer file: {error}", "Train one with `coca tokenizer train`"
+            ) from None
         return cls(inner)
 
     @classmethod
@@ -42,7 +44,9 @@ class Tokenizer:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"cannot read the tokenizer {path}: {error}", "Train one with `coca tokenizer train`") from None
+            raise BadInput(
+                f"cannot read the tokenizer {path}: {error}", "Train one with `coca tokenizer train`"
+            ) from None
         return cls.from_json(text, source=str(path))
 
     def to_json(self) -> str:
@@ -77,7 +81,9 @@ def train_bpe(captions: Iterable[str], vocab_size: int = 64_000) -> Tokenizer:
     """
     smallest = 256 + len(_SPECIAL)
     if vocab_size < smallest:
-        raise BadInput(f"--vocab-size {vocab_size} is below {smallest}", "Bytes and special tokens alone need that many")
+        raise BadInput(
+            f"--vocab-size {vocab_size} is below {smallest}", "Bytes and special tokens alone need that many"
+        )
     inner = HuggingFaceTokenizer(models.BPE())
     inner.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

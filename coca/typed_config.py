@@ -73,7 +73,7 @@ def _parse_set(text: str) -> dict[str, Any]:
         raise BadInput(f"the value of --set {text!r} is not YAML", "Quote it: --set 'a.b=\"text\"'") from None
     for key in reversed(name.strip().split(".")):
         parsed = {key: parsed}
-    return parsed  # type: ignore[no-any-return]
+    return parsed
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:

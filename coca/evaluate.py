@@ -1,0 +1,195 @@
+"""The numbers a checkpoint is judged by: captions, retrieval, zero-shot classification, perplexity.
+
+Shapes: N pictures, M texts, B batch, C channels, H height, W width, T tokens, E embedding, K classes.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from coca.checkpoint import Checkpoint
+from coca.errors import BadInput
+from coca.feed import normalize, pad_tokens
+from coca.generate import generate
+from coca.images import ImageLimits, ImageProblem, decode_rgb, model_pixels
+from coca.losses import captioning_loss
+from coca.retrieval import recall_at_k
+from coca.storage import open_file
+
+BATCH = 64
+
+
+@dataclass
+class EvaluationSet:
+    """Pictures with their accepted captions and, where they are to be classified, labels."""
+
+    images: list[bytes]
+    captions: list[list[str]]
+    labels: list[str] | None
+
+
+def read_evaluation_set(uri: str) -> EvaluationSet:
+    """A Parquet file with `image` (encoded bytes), `captions` (list of strings) and, optionally, `label`.
+
+    Raises:
+        BadInput: no such file, not Parquet, a column missing, no rows, or a picture without captions.
+    """
+    store, name = open_file(uri)
+    try:
+        with store.filesystem.open_input_file(store.path(name)) as source:
+            table = pq.read_table(source)
+    except FileNotFoundError:
+        raise BadInput(f"there is no evaluation set {uri}", "Give --data a Parquet file") from None
+    except pa.ArrowInvalid as error:
+        raise BadInput(f"{uri} is not Parquet: {error}", "Give --data a Parquet file") from None
+    for column in ("image", "captions"):
+        if column not in table.column_names:
+            raise BadInput(
+                f"{uri} has no column {column!r}, only {', '.join(table.column_names)}",
+                "An evaluation set has `image` (bytes) and `captions` (list of strings)",
+            )
+    if table.num_rows == 0:
+        raise BadInput(f"{uri} has no rows", "Give --data a set with pictures")
+    captions = table["captions"].to_pylist()
+    empty = next((index for index, texts in enumerate(captions) if not texts), None)
+    if empty is not None:
+        raise BadInput(f"{uri}: row {empty} has no captions", "Give every picture at least one")
+    labels = table["label"].to_pylist() if "label" in table.column_names else None
+    return EvaluationSet(table["image"].to_pylist(), captions, labels)
+
+
+def evaluate_captions(checkpoint: Checkpoint, data: EvaluationSet) -> dict[str, Any]:
+    """Greedy captions: `exact_caption`, the share that equals one of the accepted captions, and the captions."""
+    written = write_captions(checkpoint, data.images)
+    exact = [text in [_plain(c) for c in accepted] for text, accepted in zip(written, data.captions, strict=True)]
+    return {
+        "pictures": len(exact),
+        "exact_caption": sum(exact) / len(exact),
+        "captions": written,
+        "exact": exact,
+    }
+
+
+def evaluate_retrieval(checkpoint: Checkpoint, data: EvaluationSet) -> dict[str, Any]:
+    """Recall at 1, 5 and 10 both ways over the set as one pool; every accepted caption of a picture is a text."""
+    image_features_NE = embed_images(checkpoint, data.images)
+    texts = [caption for accepted in data.captions for caption in accepted]
+    owner = [index for index, accepted in enumerate(data.captions) for _ in accepted]
+    similarity_NM = image_features_NE @ embed_texts(checkpoint, texts).T
+    recalls = recall_at_k(similarity_NM, torch.tensor(owner))
+    chance = {
+        "chance_image_to_text_at_1": _mean_share(data.captions),
+        "chance_text_to_image_at_1": 1 / len(data.images),
+    }
+    return {"pictures": len(data.images), "texts": len(texts), **recalls, **chance}
+
+
+def evaluate_classification(
+    checkpoint: Checkpoint, data: EvaluationSet, classes: Sequence[str], templates: Sequence[str]
+) -> dict[str, Any]:
+    """Zero-shot accuracy: a class is the normalised mean of its normalised prompt embeddings (Radford et al. 2021).
+
+    Args:
+        templates: prompts with ``{}`` where the class name goes.
+    """
+    if data.labels is None:
+        raise BadInput("the evaluation set has no column 'label'", "Add the class name of every picture")
+    unknown = sorted(set(data.labels) - set(classes))
+    if unknown:
+        raise BadInput(f"label {unknown[0]!r} is not among the classes", f"Known are {', '.join(classes)}")
+    bad = next((template for template in templates if "{}" not in template), None)
+    if bad is not None or not templates:
+        raise BadInput(f"template {bad!r} has no {{}}", "Write {} where the class name goes")
+    prompts = [template.replace("{}", name) for name in classes for template in templates]
+    prompts_KTE = embed_texts(checkpoint, prompts).view(len(classes), len(templates), -1)
+    classes_KE = F.normalize(prompts_KTE.mean(dim=1), dim=-1)
+    predicted_N = (embed_images(checkpoint, data.images) @ classes_KE.T).argmax(dim=1)
+    truth_N = torch.tensor([list(classes).index(label) for label in data.labels])
+    accuracy = (predicted_N == truth_N).float().mean().item()
+    return {"pictures": len(data.images), "zero_shot_accuracy": accuracy, "chance": 1 / len(classes)}
+
+
+def perplexity(checkpoint: Checkpoint, data: EvaluationSet) -> float:
+    """exp of the mean negative log-likelihood of a token, over each picture's first accepted caption."""
+    total, tokens = 0.0, 0
+    with torch.inference_mode():
+        for start, images_BCHW in _image_batches(checkpoint, data.images):
+            tokens_BT = _tokens(checkpoint, [c[0] for c in data.captions[start : start + len(images_BCHW)]])
+            logits_BTV = checkpoint.model(images_BCHW, tokens_BT).logits
+            pad_id = checkpoint.tokenizer.pad_id
+            real = int((tokens_BT[:, 1:] != pad_id).sum())
+            total += captioning_loss(logits_BTV, tokens_BT, pad_id).item() * real
+            tokens += real
+    return math.exp(total / tokens)
+
+
+def write_captions(checkpoint: Checkpoint, images: Sequence[bytes]) -> list[str]:
+    tokenizer = checkpoint.tokenizer
+    written = []
+    for _, images_BCHW in _image_batches(checkpoint, images):
+        tokens_BT = generate(
+            checkpoint.model,
+            images_BCHW,
+            begin_id=tokenizer.begin_id,
+            end_id=tokenizer.end_id,
+            pad_id=tokenizer.pad_id,
+        ).tokens_BT
+        written += [_plain(tokenizer.decode(row)) for row in tokens_BT.tolist()]
+    return written
+
+
+def embed_images(checkpoint: Checkpoint, images: Sequence[bytes]) -> Tensor:
+    """Encoded pictures to (N, E) at unit length."""
+    with torch.inference_mode():
+        parts = [checkpoint.model.encode_image(batch)[0] for _, batch in _image_batches(checkpoint, images)]
+    return torch.cat(parts)
+
+
+def embed_texts(checkpoint: Checkpoint, texts: Sequence[str]) -> Tensor:
+    """Captions to (M, E) at unit length."""
+    with torch.inference_mode():
+        parts = [
+            checkpoint.model.encode_text(_tokens(checkpoint, texts[start : start + BATCH]))
+            for start in range(0, len(texts), BATCH)
+        ]
+    return torch.cat(parts)
+
+
+def _image_batches(checkpoint: Checkpoint, images: Sequence[bytes]) -> Iterator[tuple[int, Tensor]]:
+    size = checkpoint.preprocessing.image_size
+    device = next(checkpoint.model.parameters()).device
+    for start in range(0, len(images), BATCH):
+        pixels = [_pixels(data, size, start + i) for i, data in enumerate(images[start : start + BATCH])]
+        pixels_BHWC = torch.from_numpy(np.stack(pixels)).to(device)
+        yield start, normalize(pixels_BHWC, checkpoint.preprocessing)
+
+
+def _pixels(data: bytes, size: int, index: int) -> np.ndarray:
+    try:
+        return model_pixels(decode_rgb(data, ImageLimits()), size)
+    except ImageProblem as problem:
+        raise BadInput(f"picture {index} of the evaluation set: {problem}", "Remove or mend it") from None
+
+
+def _tokens(checkpoint: Checkpoint, texts: Sequence[str]) -> Tensor:
+    tokenizer = checkpoint.tokenizer
+    length = checkpoint.config.text.context_length
+    tokens_BT = pad_tokens(tokenizer.encode(texts), length, tokenizer.pad_id, tokenizer.end_id)
+    return tokens_BT.to(next(checkpoint.model.parameters()).device)
+
+
+def _plain(caption: str) -> str:
+    return " ".join(caption.lower().split())
+
+
+def _mean_share(captions: list[list[str]]) -> float:
+    total = sum(len(accepted) for accepted in captions)
+    return sum(len(accepted) / total for accepted in captions) / len(captions)

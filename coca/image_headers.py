@@ -1,0 +1,82 @@
+"""Format and size of an image from its first bytes: JPEG, PNG, WebP and GIF, without a decoder.
+
+Pillow builds the decoder while it opens a file (a WebP's canvas is allocated there), so a cap on pixels that
+asks Pillow for the size asks too late.
+"""
+
+import struct
+from typing import Literal
+
+Format = Literal["jpeg", "png", "webp", "gif"]
+
+
+def sniff_format(data: bytes) -> Format | None:
+    """The format by its signature, None where it is none of ours."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return "gif"
+    return None
+
+
+def read_size(kind: Format, data: bytes) -> tuple[int, int]:
+    """(width, height) in pixels as the header gives them, before EXIF orientation.
+
+    Raises:
+        EOFError: the header ends early.
+        ValueError: the header is malformed.
+    """
+    try:
+        return _READERS[kind](data)
+    except (struct.error, IndexError):
+        raise EOFError(f"the {kind} header ends early") from None
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    place = 2
+    while True:
+        while data[place] == 0xFF and data[place + 1] == 0xFF:  # fill bytes
+            place += 1
+        marker = data[place + 1]
+        if data[place] != 0xFF or marker in (0xD9, 0xDA):
+            raise ValueError("jpeg: no frame header before the data")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, place + 5)
+            return width, height
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
+            place += 2
+        else:
+            place += 2 + max(2, int(struct.unpack_from(">H", data, place + 2)[0]))
+
+
+def _png_size(data: bytes) -> tuple[int, int]:
+    kind, width, height = struct.unpack_from(">4sII", data, 12)
+    if kind != b"IHDR":
+        raise ValueError("png: the first chunk is not IHDR")
+    return width, height
+
+
+def _gif_size(data: bytes) -> tuple[int, int]:
+    width, height = struct.unpack_from("<HH", data, 6)
+    return width, height
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    (kind,) = struct.unpack_from("4s", data, 12)
+    if kind == b"VP8X":
+        low_w, high_w, low_h, high_h = struct.unpack_from("<HBHB", data, 24)
+        return (high_w << 16 | low_w) + 1, (high_h << 16 | low_h) + 1
+    if kind == b"VP8L":
+        (packed,) = struct.unpack_from("<I", data, 21)
+        return (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    raise ValueError(f"webp: the first chunk is {kind!r}")
+
+
+_READERS = {"jpeg": _jpeg_size, "png": _png_size, "gif": _gif_size, "webp": _webp_size}

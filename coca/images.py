@@ -1,0 +1,314 @@
+"""Untrusted bytes to pixels: header probe with caps, safe decode, resize, encode, perceptual hash.
+
+Pipelines, evaluation and serving all decode through here. The size is read from the header by code of our own
+and checked against the caps before Pillow sees a byte; Pillow is then told the one format it may try.
+"""
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from pydantic import Field
+
+from coca.contract import Reason
+from coca.image_headers import Format, read_size, sniff_format
+from coca.typed_config import Config
+
+StoredFormat = Literal["jpeg", "png", "webp"]
+ResizeMode = Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"]
+
+# What Pillow's decoders for our formats raise on damaged input (seen by fuzzing; tests/coca/test_images.py).
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class ImageLimits(Config):
+    """What an image must keep to before any of it is decoded."""
+
+    max_bytes: int = Field(20 * 1024 * 1024, gt=0)
+    """Largest encoded image, in bytes."""
+    max_pixels: int = Field(50_000_000, gt=0, le=89_478_485)
+    """Largest width times height; Pillow itself warns above 89,478,485."""
+    min_side: int = Field(1, ge=1)
+    """Smallest width and height, in pixels."""
+    max_aspect_ratio: float = Field(50.0, ge=1)
+    """Largest ratio of the long side to the short side."""
+    formats: tuple[Format, ...] = ("jpeg", "png", "webp", "gif")
+    """Formats accepted, told by content and never by label."""
+
+
+class ImageProblem(ValueError):
+    """Bytes that are refused: ``reason`` from the closed list, ``detail`` for a person."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        self.reason, self.detail = reason, detail
+        super().__init__(f"{reason.value}: {detail}")
+
+    def __reduce__(self) -> tuple[type["ImageProblem"], tuple[Reason, str]]:
+        return type(self), (self.reason, self.detail)
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """Format and size in pixels as the header gives them, before EXIF orientation."""
+
+    format: Format
+    width: int
+    height: int
+
+
+def probe(data: bytes, limits: ImageLimits) -> ImageHeader:
+    """Read the header and hold it against the limits; nothing is decoded.
+
+    Raises:
+        ImageProblem: not one of the formats, a damaged header, or a limit broken.
+    """
+    if len(data) > limits.max_bytes:
+        raise ImageProblem(Reason.BODY_TOO_LARGE, f"{len(data):,} bytes, at most {limits.max_bytes:,}")
+    kind = sniff_format(data)
+    if kind is None:
+        raise ImageProblem(Reason.NOT_AN_IMAGE, "the bytes are no JPEG, PNG, WebP or GIF")
+    if kind not in limits.formats:
+        raise ImageProblem(Reason.NOT_AN_IMAGE, f"{kind} is not accepted, only {', '.join(limits.formats)}")
+    try:
+        width, height = read_size(kind, data)
+    except EOFError as error:
+        raise ImageProblem(Reason.TRUNCATED_IMAGE, str(error)) from None
+    except ValueError as error:
+        raise ImageProblem(Reason.CORRUPT_IMAGE, str(error)) from None
+    _check_size(width, height, limits)
+    return ImageHeader(kind, width, height)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image decoded to RGB, and what its source was."""
+
+    image: Image.Image
+    format: Format
+    original_width: int
+    """Pixels of the source after EXIF orientation; more than the image's where it was decoded scaled."""
+    original_height: int
+    plain: bool
+    """The source is one upright frame of opaque 8-bit RGB or grey: what every decoder reads alike."""
+
+
+def decode(data: bytes, limits: ImageLimits, *, short_side: int | None = None) -> Decoded:
+    """The first frame in mode RGB: EXIF orientation applied, transparency over white.
+
+    Args:
+        short_side: where given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as its short
+            side stays at least twice this (Pillow's gap for scaled decoding): the work falls with the pixels.
+
+    Raises:
+        ImageProblem: a limit broken, or bytes that do not decode.
+    """
+    header = probe(data, limits)
+    try:
+        with Image.open(io.BytesIO(data), formats=(header.format,)) as image:
+            _check_size(*image.size, limits)  # a GIF frame may exceed the size its header gives
+            width, height = image.size
+            orientation = _orientation(image)
+            plain = orientation == 1 and _is_plain(image)
+            if header.format == "jpeg" and short_side is not None:
+                _draft(image, short_side)
+            image.load()
+            upright = _turn(_to_rgb(image), orientation)
+    except ImageProblem:
+        raise
+    except _DECODER_ERRORS as error:
+        detail = f"{header.format}: {_told(error)}"
+        if "truncated" in str(error).lower() or _ends_early(header.format, data):
+            raise ImageProblem(Reason.TRUNCATED_IMAGE, detail) from None
+        raise ImageProblem(Reason.CORRUPT_IMAGE, detail) from None
+    if orientation in _SIDEWAYS:
+        width, height = height, width
+    return Decoded(upright, header.format, width, height, plain)
+
+
+def decode_rgb(data: bytes, limits: ImageLimits) -> Image.Image:
+    """The image of :func:`decode` at its full size."""
+    return decode(data, limits).image
+
+
+def resized_size(width: int, height: int, mode: ResizeMode, size: int) -> tuple[int, int]:
+    """(width, height) after :func:`resize`."""
+    short, long = min(width, height), max(width, height)
+    if mode in ("center_crop", "border"):
+        return size, size
+    side = {"no": 0, "keep_ratio": short, "keep_ratio_largest": long}[mode]
+    if side <= size or mode == "no":
+        return width, height
+    return max(1, round(width * size / side)), max(1, round(height * size / side))
+
+
+def resize(image: Image.Image, mode: ResizeMode, size: int) -> Image.Image:
+    """Resize with bicubic antialiasing.
+
+    Args:
+        mode: ``no``; ``keep_ratio`` (short side becomes ``size``) and ``keep_ratio_largest`` (long side),
+            which never enlarge; ``center_crop`` and ``border`` (white), which give ``size`` x ``size``.
+        size: pixels.
+    """
+    if mode == "center_crop":
+        return _center_crop(image, size)
+    if mode == "border":
+        return _border(image, size)
+    target = resized_size(image.width, image.height, mode, size)
+    return image if target == image.size else image.resize(target, Image.Resampling.BICUBIC)
+
+
+def encode(image: Image.Image, format: StoredFormat, quality: int) -> bytes:  # noqa: A002
+    """Encoded bytes without metadata; ``quality`` (1-100) has no meaning for png."""
+    buffer = io.BytesIO()
+    options = {} if format == "png" else {"quality": quality}
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def phash(image: Image.Image) -> int:
+    """64-bit perceptual hash: the 8 x 8 lowest DCT frequencies of the 32 x 32 grey image over their median.
+
+    Near pictures differ in few bits. Returned as a signed integer, for the int64 column.
+    """
+    grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
+    basis = _dct_basis()
+    low = (basis @ grey @ basis.T).ravel()
+    bits = np.packbits(low > np.median(low[1:]))
+    return int.from_bytes(bits.tobytes(), "big", signed=True)
+
+
+def model_pixels(image: Image.Image, size: int) -> np.ndarray:
+    """What the model sees, in training, evaluation and serving alike: short side to ``size``, centre crop.
+
+    Returns:
+        uint8 array of shape (size, size, 3).
+    """
+    return np.array(_center_crop(image.convert("RGB"), size))
+
+
+@cache
+def _dct_basis() -> np.ndarray:
+    """The first 8 rows of the 32-point DCT-II."""
+    frequency, place = np.arange(8)[:, None], np.arange(32)[None, :]
+    return np.cos(np.pi * frequency * (2 * place + 1) / 64)
+
+
+def _center_crop(image: Image.Image, size: int) -> Image.Image:
+    scale = size / min(image.size)
+    width, height = max(size, round(image.width * scale)), max(size, round(image.height * scale))
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _border(image: Image.Image, size: int) -> Image.Image:
+    scale = size / max(image.size)
+    inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    if inner != image.size:
+        image = image.resize(inner, Image.Resampling.BICUBIC)
+    canvas = Image.new("RGB", (size, size), "white")
+    canvas.paste(image, ((size - inner[0]) // 2, (size - inner[1]) // 2))
+    return canvas
+
+
+def _check_size(width: int, height: int, limits: ImageLimits) -> None:
+    size = f"{width} x {height} pixels"
+    short, long = min(width, height), max(width, height)
+    if short < 1:
+        raise ImageProblem(Reason.CORRUPT_IMAGE, f"the header says {size}")
+    if width * height > limits.max_pixels:
+        raise ImageProblem(Reason.TOO_MANY_PIXELS, f"{size}, at most {limits.max_pixels:,} in all")
+    if short < limits.min_side:
+        raise ImageProblem(Reason.IMAGE_TOO_SMALL, f"{size}, sides of at least {limits.min_side}")
+    if long > limits.max_aspect_ratio * short:
+        raise ImageProblem(Reason.ASPECT_RATIO, f"{size}, ratio above {limits.max_aspect_ratio:g}")
+
+
+def _ends_early(kind: Format, data: bytes) -> bool:
+    """Whether a file that failed to decode lacks its end."""
+    if kind == "png":
+        return b"IEND" not in data[-64:]
+    if kind == "gif":
+        return not data.rstrip(b"\0").endswith(b";")
+    if kind == "webp":
+        return struct.unpack_from("<I", data, 4)[0] + 8 > len(data)
+    return not data.rstrip(b"\0").endswith(b"\xff\xd9")
+
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except _DECODER_ERRORS:
+        return 1  # broken metadata is no reason to refuse a sound picture
+    return value if value in _TURNS else 1
+
+
+def _told(error: Exception) -> str:
+    # Pillow's message for this one holds a memory address.
+    return "not recognised by the decoder" if isinstance(error, UnidentifiedImageError) else str(error)
+
+
+def _is_plain(image: Image.Image) -> bool:
+    single = getattr(image, "n_frames", 1) == 1
+    return single and image.mode in ("RGB", "L") and not image.has_transparency_data
+
+
+def _turn(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _draft(image: Image.Image, short_side: int) -> None:
+    scale = 2 * short_side / min(image.size)
+    if scale < 1:
+        image.draft(None, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = _to_8_bit(image)
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    layered = image.convert("RGBA")
+    white = Image.new("RGBA", layered.size, "white")
+    return Image.alpha_composite(white, layered).convert("RGB")
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion saturates: 40000 of 65535 would come out white.
+    values = np.asarray(image).astype(np.int64)
+    grey = Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey

@@ -1,0 +1,259 @@
+"""Training: one function, readable from top to bottom, on one process or as one rank of many.
+
+Run it under plain Python, torchrun or Ray Train: whoever starts it has initialised torch.distributed where there is
+more than one rank.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from coca.checkpoint import ResumeState, checkpoint_path, load_resume, save_checkpoint
+from coca.code_version import code_version
+from coca.config import Preprocessing, TrainConfig
+from coca.dataset import Dataset
+from coca.distributed import all_gather_list, rank, sum_over_ranks, world_size
+from coca.errors import BadInput, RunFailed
+from coca.feed import Batch, Feed, batch_digest, normalize
+from coca.losses import captioning_loss, contrastive_loss
+from coca.model import CoCa
+from coca.optim import Optimizer
+from coca.order import Order
+from coca.run_folder import RunFolder
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def train(
+    config: TrainConfig,
+    dataset: Dataset,
+    run: RunFolder,
+    *,
+    device: torch.device,
+    report: Report,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train until ``config.steps``, going on from the run's newest checkpoint.
+
+    Args:
+        report: called on rank 0 with each row of metrics.jsonl.
+        should_stop: asked after each step; True saves a checkpoint and ends early. All ranks must get the same answer.
+
+    Returns:
+        ``steps``, ``final_loss``, ``samples_per_s`` and ``checkpoint`` (path under the run folder).
+
+    Raises:
+        BadInput: config and dataset do not fit each other or the checkpoint.
+        RunFailed: the loss is not finite.
+    """
+    # --- build -----------------------------------------------------------------------------------------------------
+    torch.manual_seed(config.seed)
+    config = fit_to_dataset(config, dataset)
+    model = CoCa(config.model).to(device)
+    optimizer = Optimizer(model, config.optimizer, config.steps)
+    preprocessing = Preprocessing(image_size=config.model.vision.image_size)
+
+    # --- resume ----------------------------------------------------------------------------------------------------
+    position = _resume(config, dataset, run, model, optimizer)
+    wrapped = _parallelize(model, device)
+    batches = _open_batches(config, dataset, position)
+
+    # --- loop ------------------------------------------------------------------------------------------------------
+    model.train()
+    started, first, row = time.perf_counter(), position, {}
+    data_wait_s, logged_at, logged_step = 0.0, started, position
+    try:
+        while position < config.steps:
+            waited = time.perf_counter()
+            batch = next(batches)
+            data_wait_s += time.perf_counter() - waited
+            losses, grad_norm = _step(wrapped, optimizer, batch, config, preprocessing, device, position)
+            position += 1
+
+            last = position == config.steps
+            stopping = should_stop()
+            if position % config.log_every == 0 or last or stopping:
+                row = _metrics(config, optimizer, position, batch, losses, grad_norm)
+                now = time.perf_counter()
+                rate = (position - logged_step) * config.batch_size / (now - logged_at)
+                timings = {"samples_per_s": rate, "data_wait_s": data_wait_s, "wall_s": now - started}
+                data_wait_s, logged_at, logged_step = 0.0, now, position
+                _check_finite(row)
+                if rank() == 0:
+                    run.append_metrics(row | timings)
+                    report(row | timings)
+            if position % config.checkpoint_every == 0 or last or stopping:
+                _save(run, position, model, optimizer, preprocessing, dataset, config)
+            if stopping:
+                break
+    finally:
+        batches.close()
+    elapsed = time.perf_counter() - started
+    if not row:
+        row = next((r for r in reversed(run.read_metrics()) if r["step"] <= position), {})
+    return {
+        "steps": position,
+        "final_loss": row.get("loss"),
+        "samples_per_s": (position - first) * config.batch_size / elapsed if position > first else None,
+        "checkpoint": checkpoint_path(position),
+    }
+
+
+def fit_to_dataset(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """The config with the vocabulary size of the dataset's tokenizer, which decides it."""
+    text = config.model.text.model_copy(
+        update={"vocab_size": dataset.tokenizer.vocab_size, "pad_id": dataset.tokenizer.pad_id}
+    )
+    return config.model_copy(update={"model": config.model.model_copy(update={"text": text})})
+
+
+def _open_batches(config: TrainConfig, dataset: Dataset, position: int) -> Any:
+    order = Order(
+        dataset.row_groups["selected"].to_numpy().astype("int64"),
+        lanes=config.lanes,
+        batch_size=config.batch_size,
+        window=config.shuffle_window,
+        seed=config.seed,
+    )
+    feed = Feed(
+        dataset,
+        order,
+        order.lanes_of(rank(), world_size()),
+        image_size=config.model.vision.image_size,
+        context_length=config.model.text.context_length,
+        window=config.shuffle_window,
+    )
+    return feed.batches(position)
+
+
+def _resume(config: TrainConfig, dataset: Dataset, run: RunFolder, model: CoCa, optimizer: Optimizer) -> int:
+    step = run.latest_step()
+    if step is None:
+        if rank() == 0:
+            run.forget_metrics_after(0)
+        return 0
+    state = load_resume(run.store, checkpoint_path(step), model)
+    check_same_run(state.fixed, fixed_fields(config, dataset), run)
+    optimizer.load_state(state.optimizer)
+    if rank() == 0:
+        run.forget_metrics_after(step)
+    return state.position
+
+
+def fixed_fields(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+    """What a resumed run must share with the run it continues, flat: everything that decides its numbers."""
+    changeable = {"log_every", "checkpoint_every", "keep_checkpoints"}
+    values = config.model_dump(mode="json", exclude=changeable)
+    values["data"] = {"version": dataset.record.version, "row_groups": dataset.record.row_groups_sha256}
+    return _flatten(values)
+
+
+def check_same_run(saved: dict[str, Any], wanted: dict[str, Any], run: RunFolder) -> None:
+    """Raises BadInput, naming the first field that differs, unless a run can go on under ``wanted``."""
+    for name in sorted(saved.keys() | wanted.keys()):
+        if saved.get(name) != wanted.get(name):
+            raise BadInput(
+                f"{run.path} was started with {name} = {saved.get(name)!r}, now it is {wanted.get(name)!r}",
+                "Give the old value to go on, or another --out for a new run",
+            )
+
+
+def _parallelize(model: CoCa, device: torch.device) -> torch.nn.Module:
+    if world_size() == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def _step(
+    model: torch.nn.Module,
+    optimizer: Optimizer,
+    batch: Batch,
+    config: TrainConfig,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    step: int,
+) -> tuple[tuple[Tensor, Tensor], float]:
+    """One optimizer step: ((contrastive, captioning) loss of this rank, gradient norm)."""
+    images_BCHW = normalize(batch.pixels_BHWC.to(device, non_blocking=True), preprocessing)
+    tokens_BT = batch.tokens_BT.to(device, non_blocking=True)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        output = model(images_BCHW, tokens_BT)
+    contrastive = contrastive_loss(output.image_features.float(), output.text_features.float(), output.logit_scale)
+    captioning = captioning_loss(output.logits.float(), tokens_BT, config.model.text.pad_id)
+    total = config.loss.contrastive_weight * contrastive + config.loss.captioning_weight * captioning
+    total.backward()
+    return (contrastive.detach(), captioning.detach()), optimizer.step(step)
+
+
+def _metrics(
+    config: TrainConfig,
+    optimizer: Optimizer,
+    step: int,
+    batch: Batch,
+    losses: tuple[Tensor, Tensor],
+    grad_norm: float,
+) -> dict[str, Any]:
+    contrastive, captioning = (sum_over_ranks(loss).item() / world_size() for loss in losses)
+    # Rank r owns lanes r, r + world, ...: interleaving the ranks' digests gives lane order.
+    by_rank = all_gather_list(batch.lane_digests)
+    return {
+        "step": step,
+        "samples_seen": step * config.batch_size,
+        "batch_digest": batch_digest([digest for lane in zip(*by_rank, strict=True) for digest in lane]),
+        "loss": config.loss.contrastive_weight * contrastive + config.loss.captioning_weight * captioning,
+        "contrastive_loss": contrastive,
+        "captioning_loss": captioning,
+        "learning_rate": optimizer.learning_rate(step - 1),
+        "grad_norm": grad_norm,
+    }
+
+
+def _check_finite(row: dict[str, Any]) -> None:
+    if not torch.isfinite(torch.tensor([row["loss"], row["grad_norm"]])).all():
+        raise RunFailed(
+            f"step {row['step']}: loss {row['loss']}, gradient norm {row['grad_norm']}; lower the learning rate or look"
+            f" at the samples of batch {row['batch_digest']}"
+        )
+
+
+def _save(
+    run: RunFolder,
+    position: int,
+    model: CoCa,
+    optimizer: Optimizer,
+    preprocessing: Preprocessing,
+    dataset: Dataset,
+    config: TrainConfig,
+) -> None:
+    if rank() != 0:
+        return
+    save_checkpoint(
+        run.store,
+        checkpoint_path(position),
+        model=model,
+        tokenizer=dataset.tokenizer,
+        preprocessing=preprocessing,
+        step=position,
+        provenance={
+            "dataset": dataset.store.uri,
+            "dataset_version": dataset.record.version,
+            "code_version": code_version(),
+            "seed": config.seed,
+        },
+        resume=ResumeState(optimizer.state(), position, fixed_fields(config, dataset)),
+    )
+    run.keep_newest(config.keep_checkpoints)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

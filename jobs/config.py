@@ -1,0 +1,66 @@
+"""Where and on what a training run or a search of the loss weights works; what decides its numbers is coca.config."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from coca.config import TrainConfig
+from coca.typed_config import Config
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class WorkersConfig(Config):
+    """The Ray Train workers of one run."""
+
+    count: Positive = 1
+    """Number of workers, one process each; must divide train.lanes."""
+    cpus: PositiveFloat = 1.0
+    """Logical CPUs each worker reserves."""
+    threads: Positive = 1
+    """Threads each worker computes with on a CPU."""
+    use_gpu: bool | None = None
+    """One GPU for each worker; by default wherever the cluster has enough."""
+    max_failures: Annotated[int, Field(ge=0)] = 1
+    """How often a run whose worker died goes on from its newest checkpoint before it fails."""
+
+
+class TrainRunConfig(Config):
+    """One `coca train`."""
+
+    data: str
+    """Dataset to train on: a path or s3:// uri."""
+    version: Positive | None = None
+    """Version of the dataset; the newest by default."""
+    out: str
+    """Run folder, reachable by every worker."""
+    workers: WorkersConfig = WorkersConfig()
+    """The workers."""
+    train: TrainConfig = TrainConfig()
+    """The run itself."""
+
+
+class TuneConfig(Config):
+    """One `coca tune`: a seeded quasi-random search over both loss weights."""
+
+    data: str
+    """Dataset to train on: a path or s3:// uri."""
+    held_out: str
+    """Evaluation set (Parquet with `image` and `captions`) that judges the trials."""
+    out: str
+    """Study folder, reachable by every worker."""
+    trials: Positive = 8
+    """Number of trials; the first has the weights of the recipe."""
+    concurrent_trials: Positive = 1
+    """Trials that run at the same time."""
+    smallest_weight: PositiveFloat = 0.25
+    """Lower end of the range both weights are drawn from, logarithmically."""
+    largest_weight: PositiveFloat = 4.0
+    """Upper end of that range."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the draw."""
+    workers: WorkersConfig = WorkersConfig()
+    """The workers of each trial."""
+    train: TrainConfig = TrainConfig()
+    """The run of each trial, but for its loss weights."""

@@ -1,0 +1,48 @@
+"""Named training configs: a recipe is a function that returns a whole config."""
+
+from collections.abc import Callable
+
+from coca.config import ModelConfig, OptimizerConfig, TextConfig, TrainConfig, VisionConfig
+from coca.errors import BadInput
+
+
+def coca_base() -> TrainConfig:
+    """CoCa-Base of the paper (383M parameters), its schedule and batch."""
+    return TrainConfig(steps=500_000, batch_size=65_536, lanes=512, log_every=100, checkpoint_every=1_000)
+
+
+def scenes() -> TrainConfig:
+    """2M parameters for 48-pixel pictures: minutes on two CPU cores. What `coca demo` trains."""
+    return TrainConfig(
+        model=ModelConfig(
+            vision=VisionConfig(image_size=48, patch_size=8, width=128, layers=4, heads=4, mlp_width=512),
+            text=TextConfig(
+                vocab_size=512,
+                context_length=32,
+                width=128,
+                heads=4,
+                mlp_width=512,
+                unimodal_layers=2,
+                multimodal_layers=2,
+            ),
+            embed_dim=128,
+            caption_queries=36,
+            pooler_heads=4,
+        ),
+        optimizer=OptimizerConfig(name="muon", learning_rate=2e-3, muon_learning_rate=0.02, weight_decay=0.01),
+        steps=600,
+        batch_size=96,
+        lanes=12,
+        log_every=10,
+        checkpoint_every=100,
+    )
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {"coca_base": coca_base, "scenes": scenes}
+
+
+def recipe(name: str) -> TrainConfig:
+    """The config of a recipe; BadInput names those that exist."""
+    if name not in RECIPES:
+        raise BadInput(f"there is no recipe {name!r}", f"Known are {', '.join(RECIPES)}")
+    return RECIPES[name]()

@@ -1,0 +1,130 @@
+"""`coca train` on Ray Train: the driver checks, starts the workers and shows progress; `coca.train` does the work."""
+
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from coca.dataset import Dataset
+from coca.errors import BadInput
+from coca.order import check_world_size
+from coca.progress import Progress
+from coca.run_folder import RunFolder
+from jobs.config import TrainRunConfig
+
+
+def run_training(config: TrainRunConfig, *, must_be_new: bool = False, show_progress: bool = True) -> dict[str, Any]:
+    """Train to ``config.train.steps``; an existing run goes on from its newest checkpoint. Ray must be connected.
+
+    Returns:
+        What `coca.train.train` returns, with ``run``, ``workers`` and ``resumed_from`` (step or None).
+
+    Raises:
+        BadInput: before any worker starts, for whatever can be known then.
+    """
+    dataset = Dataset(config.data, config.version)
+    run = RunFolder(Path(config.out).absolute())
+    _check(config, dataset, run, must_be_new)
+    # The version is part of what a run is: a refresh meanwhile must not change a resumed one.
+    config = config.model_copy(
+        update={"data": dataset.store.uri, "version": dataset.record.version, "out": str(run.path)}
+    )
+    resumed_from = run.latest_step()
+    if not run.exists:
+        run.start(config.to_yaml())
+    with _follow(run, config.train.steps, resumed_from or 0, show_progress):
+        result = _fit(config, run)
+    return {"run": str(run.path), "workers": config.workers.count, "resumed_from": resumed_from, **result}
+
+
+def _check(config: TrainRunConfig, dataset: Dataset, run: RunFolder, must_be_new: bool) -> None:
+    if must_be_new and run.exists:
+        raise BadInput(f"{run.path} holds a run already", "Drop --must-be-new to go on with it, or give another --out")
+    check_world_size(config.train.lanes, config.workers.count)
+    if dataset.record.selected == 0:
+        raise BadInput(f"{dataset.store.uri} version {dataset.record.version} has no selected samples", "Refresh it")
+    import ray
+
+    free = ray.cluster_resources().get("CPU", 0)
+    wanted = config.workers.count * config.workers.cpus
+    if wanted > free:
+        raise BadInput(
+            f"{config.workers.count} workers of {config.workers.cpus:g} CPUs need {wanted:g}, the cluster has {free:g}",
+            "Use fewer --workers or a lower workers.cpus",
+        )
+
+
+def _fit(config: TrainRunConfig, run: RunFolder) -> dict[str, Any]:
+    # Read when the controller starts: how soon it sees that workers are up, done or dead (Ray's default is 2 s).
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    import ray
+    import ray.train.torch
+
+    train_api: Any = ray.train  # its published types are those of the older Train V1
+    gpus = ray.cluster_resources().get("GPU", 0)
+    use_gpu = config.workers.use_gpu if config.workers.use_gpu is not None else gpus >= config.workers.count
+    trainer = train_api.torch.TorchTrainer(
+        train_worker,
+        train_loop_config=config.model_dump(mode="json"),
+        scaling_config=train_api.ScalingConfig(
+            num_workers=config.workers.count,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": config.workers.cpus, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=train_api.RunConfig(
+            # Ray resumes a run of the same name by itself; ours resumes from its own checkpoints.
+            name=f"attempt-{uuid.uuid4().hex[:8]}",
+            storage_path=str(run.path / "ray"),
+            failure_config=train_api.FailureConfig(max_failures=config.workers.max_failures),
+            logging_config=train_api.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    return dict(trainer.fit().return_value)
+
+
+def train_worker(values: dict[str, Any]) -> dict[str, Any]:
+    """What each Ray Train worker runs; Ray has initialised torch.distributed."""
+    import ray.train.torch
+    import torch
+
+    from coca.train import train
+
+    config = TrainRunConfig.model_validate(values)
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(config.workers.threads)
+    dataset = Dataset(config.data, config.version)
+    # Progress is read from metrics.jsonl: a report to Ray waits for every rank and the controller.
+    return train(config.train, dataset, RunFolder(config.out), device=device, report=lambda row: None)
+
+
+@contextmanager
+def _follow(run: RunFolder, steps: int, start: int, show: bool) -> Iterator[None]:
+    """Show progress from the run's metrics while the driver waits for the workers."""
+    if not show:
+        yield
+        return
+    done = threading.Event()
+    with Progress("train", total=steps, unit="steps", start=start) as progress:
+        thread = threading.Thread(target=_poll, args=(run, progress, done), name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def _poll(run: RunFolder, progress: Progress, done: threading.Event) -> None:
+    finished = False
+    while not finished:
+        finished = done.wait(1.0)
+        rows = run.read_metrics()
+        if rows and rows[-1]["step"] > progress.count:
+            row = rows[-1]
+            parts = f"contrastive {row['contrastive_loss']:.3f}, captioning {row['captioning_loss']:.3f}"
+            note = f"loss {row['loss']:.3f} ({parts})"
+            progress.advance(row["step"] - progress.count, note=note)

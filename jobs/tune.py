@@ -1,0 +1,152 @@
+"""`coca tune` on Ray Tune: a seeded quasi-random search over the two loss weights."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from coca.config import LossConfig
+from coca.dataset import Dataset
+from coca.errors import BadInput, RunFailed
+from coca.evaluate import evaluate_retrieval, perplexity, read_evaluation_set
+from coca.progress import Progress
+from coca.storage import Store
+from jobs.config import TrainRunConfig, TuneConfig
+from jobs.train import run_training
+
+RESULT = "trial.json"
+
+
+def run_tuning(config: TuneConfig) -> dict[str, Any]:
+    """Train ``config.trials`` short runs that differ in their loss weights; judge each on the held-out set.
+
+    A trial's score is its mean recall@1 of both directions plus exp(-caption loss per token), the geometric mean of the
+    probability of a right token: both lie in 0..1 and neither is scaled by the weights. A study started again keeps
+    finished trials and resumes the one that was cut off.
+
+    Returns:
+        ``trials``: one row each, and ``best``: the row of the highest score.
+    """
+    read_evaluation_set(config.held_out)
+    dataset = Dataset(config.data)
+    study = Store(Path(config.out).absolute())
+    config = config.model_copy(
+        update={
+            "data": dataset.store.uri,
+            "held_out": str(Path(config.held_out).absolute()),
+            "out": study.uri,
+        }
+    )
+    _start(study, config, dataset.record.version)
+    trials = _fit(config, dataset.record.version)
+    return {"trials": trials, "best": max(trials, key=lambda row: row["score"])}
+
+
+def draw_weights(config: TuneConfig) -> list[LossConfig]:
+    """The weights of each trial: the recipe's own first, then a scrambled Sobol sequence, logarithmic in both.
+
+    Low-discrepancy points cover two dimensions better than random ones (Bergstra and Bengio 2012, section 5) and,
+    unlike an adaptive search, are known beforehand: a killed study goes on with the very trials it had.
+    """
+    import torch
+
+    points = torch.quasirandom.SobolEngine(2, scramble=True, seed=config.seed).draw(config.trials)
+    low, high = math.log(config.smallest_weight), math.log(config.largest_weight)
+    drawn = [[round(math.exp(low + value * (high - low)), 4) for value in row] for row in points.tolist()]
+    rest = [LossConfig(contrastive_weight=a, captioning_weight=b) for a, b in drawn[: config.trials - 1]]
+    return [config.train.loss, *rest]
+
+
+def _start(study: Store, config: TuneConfig, version: int) -> None:
+    mine = json.dumps({"config": config.model_dump(mode="json", exclude={"trials"}), "version": version}, indent=1)
+    if not study.write_once("study.json", mine.encode()) and study.read("study.json").decode() != mine:
+        raise BadInput(f"{study.uri} holds a study with another config or dataset version", "Give another --out")
+
+
+def _fit(config: TuneConfig, version: int) -> list[dict[str, Any]]:
+    from ray import tune
+
+    if config.smallest_weight > config.largest_weight:
+        raise BadInput(
+            f"smallest_weight = {config.smallest_weight} is above largest_weight = {config.largest_weight}",
+            "Swap them",
+        )
+    space = [
+        {
+            "number": number,
+            "loss": loss.model_dump(),
+            "study": config.model_dump(mode="json"),
+            "version": version,
+        }
+        for number, loss in enumerate(draw_weights(config))
+    ]
+    with Progress("tune", total=len(space), unit="trials") as progress:
+        tuner = tune.Tuner(
+            # The trial itself only waits for its workers and then evaluates.
+            tune.with_resources(run_trial, {"CPU": 0.5}),
+            param_space={"trial": tune.grid_search(space)},
+            tune_config=tune.TuneConfig(metric="score", mode="max", max_concurrent_trials=config.concurrent_trials),
+            run_config=tune.RunConfig(
+                storage_path=f"{config.out}/ray", verbose=0, callbacks=[_on_trial(progress.advance)]
+            ),
+        )
+        grid = tuner.fit()
+    if grid.num_errors:
+        raise RunFailed(f"{grid.num_errors} of {len(space)} trials failed: {grid.errors[0]}") from grid.errors[0]
+    study = Store(config.out)
+    return [json.loads(study.read(f"trials/{number}/{RESULT}")) for number in range(len(space))]
+
+
+def _on_trial(advance: Callable[..., None]) -> Any:
+    from ray import tune
+
+    class Finished(tune.Callback):
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            row = trial.last_result
+            advance(
+                1,
+                note=f"score {row['score']:.3f} at {row['contrastive_weight']:g} : {row['captioning_weight']:g}",
+            )
+
+    return Finished()
+
+
+def run_trial(space: dict[str, Any]) -> None:
+    """One trial: train, evaluate, keep the row beside its run, report it to Ray Tune."""
+    from ray import tune
+
+    trial = space["trial"]
+    config = TuneConfig.model_validate(trial["study"])
+    folder = Store(f"{config.out}/trials/{trial['number']}")
+    if not folder.exists(RESULT):
+        folder.write(RESULT, json.dumps(_train_and_judge(config, trial, folder)).encode())
+    tune.report(json.loads(folder.read(RESULT)))
+
+
+def _train_and_judge(config: TuneConfig, trial: dict[str, Any], folder: Store) -> dict[str, Any]:
+    from coca.checkpoint import load_checkpoint
+
+    loss = LossConfig.model_validate(trial["loss"])
+    run = TrainRunConfig(
+        data=config.data,
+        version=trial["version"],
+        out=f"{folder.root}/run",
+        workers=config.workers,
+        train=config.train.model_copy(update={"loss": loss}),
+    )
+    result = run_training(run, show_progress=False)
+    checkpoint = load_checkpoint(f"{run.out}/{result['checkpoint']}")
+    data = read_evaluation_set(config.held_out)
+    recalls = evaluate_retrieval(checkpoint, data)
+    recall = (recalls["image_to_text_recall_at_1"] + recalls["text_to_image_recall_at_1"]) / 2
+    token_perplexity = perplexity(checkpoint, data)
+    return {
+        "trial": trial["number"],
+        "contrastive_weight": loss.contrastive_weight,
+        "captioning_weight": loss.captioning_weight,
+        "steps": result["steps"],
+        "recall_at_1": recall,
+        "perplexity": token_perplexity,
+        "score": recall + 1 / token_perplexity,
+    }
