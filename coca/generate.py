@@ -55,6 +55,7 @@ def generate(
     while length < max_length:
         hidden_B1D = model.unimodal.step(tokens_BT[:, length - 1 : length], unimodal_caches)
         logits_BV = model.multimodal(hidden_B1D, image_keys_values, multimodal_caches)[:, -1]
+        logits_BV[:, [pad_id, begin_id]] = -torch.inf  # never part of a caption
         next_B = logits_BV.argmax(dim=-1).masked_fill(finished_B, pad_id)
         tokens_BT[:, length] = next_B
         finished_B |= next_B == end_id

@@ -45,14 +45,23 @@ class CoCa(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise every parameter: normal 0.02, residual outputs scaled by depth (Radford et al. 2019, sec. 2.3)."""
+        """Initialise every parameter.
+
+        Weights have variance 1 / fan-in (LeCun et al. 1998), so that attention is not uniform at the start and the
+        poolers' queries tell patches apart from the first step; what a block adds to the residual stream is scaled by
+        depth (Radford et al. 2019, section 2.3).
+        """
         for name, parameter in self.named_parameters():
             if "norm" in name:
                 nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
-            else:
-                nn.init.trunc_normal_(parameter, std=0.02)
+            elif name.endswith("queries_QD"):
+                nn.init.normal_(parameter)
+            elif name.endswith(("positions_SD", "positions_TD", "embedding_token_D", "token_embedding.weight")):
+                nn.init.normal_(parameter, std=0.1)
+            elif parameter.ndim >= 2:
+                nn.init.trunc_normal_(parameter, std=parameter[0].numel() ** -0.5)
         for stack in (self.vision.blocks, self.unimodal.blocks, self.multimodal.blocks):
             for name, parameter in stack.named_parameters():
                 if name.endswith(("out.weight", "contract.weight")):

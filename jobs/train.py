@@ -5,7 +5,6 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from coca.dataset import Dataset
@@ -26,7 +25,7 @@ def run_training(config: TrainRunConfig, *, must_be_new: bool = False, show_prog
         BadInput: before any worker starts, for whatever can be known then.
     """
     dataset = Dataset(config.data, config.version)
-    run = RunFolder(Path(config.out).absolute())
+    run = RunFolder(config.out)
     _check(config, dataset, run, must_be_new)
     # The version is part of what a run is: a refresh meanwhile must not change a resumed one.
     config = config.model_copy(

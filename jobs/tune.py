@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from coca.config import LossConfig
@@ -11,7 +10,8 @@ from coca.dataset import Dataset
 from coca.errors import BadInput, RunFailed
 from coca.evaluate import evaluate_retrieval, perplexity, read_evaluation_set
 from coca.progress import Progress
-from coca.storage import Store
+from coca.run_folder import RunFolder
+from coca.storage import Store, open_file
 from jobs.config import TrainRunConfig, TuneConfig
 from jobs.train import run_training
 
@@ -29,12 +29,13 @@ def run_tuning(config: TuneConfig) -> dict[str, Any]:
         ``trials``: one row each, and ``best``: the row of the highest score.
     """
     read_evaluation_set(config.held_out)
+    held_out, name = open_file(config.held_out)
     dataset = Dataset(config.data)
-    study = Store(Path(config.out).absolute())
+    study = RunFolder(config.out).store
     config = config.model_copy(
         update={
             "data": dataset.store.uri,
-            "held_out": str(Path(config.held_out).absolute()),
+            "held_out": f"{held_out.uri}/{name}",
             "out": study.uri,
         }
     )

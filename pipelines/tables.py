@@ -1,0 +1,125 @@
+"""The three Delta tables: creating them, committing files already written, and reading a snapshot's files."""
+
+import time
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction
+from deltalake.exceptions import TableNotFoundError
+from deltalake.transaction import AddAction
+from pydantic import BaseModel, ConfigDict
+
+from coca.contract import ANNOTATIONS, LINKS, SAMPLES
+from coca.errors import RunFailed
+from coca.storage import Store
+
+SCHEMAS = {"samples": SAMPLES, "annotations": ANNOTATIONS, "links": LINKS}
+_PARTITION_BY = {"links": ["bucket"]}
+# Expired log entries would take away the Delta versions that older version records name.
+_KEEP_LOGS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
+
+
+class DataFile(BaseModel):
+    """A file that lies in a table's folder and waits for, or belongs to, a commit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    """Relative to the table."""
+    size: int
+    rows: int
+    bucket: str | None = None
+
+
+def open_table(store: Store, name: str, version: int | None = None) -> DeltaTable:
+    """A fresh handle: an old one does not see the commits of others."""
+    return DeltaTable(store.delta_uri(name), version=version, storage_options=store.delta_options or None)
+
+
+def create_tables(store: Store) -> None:
+    """Create the tables that are not there; their version 0 is empty."""
+    for name, schema in SCHEMAS.items():
+        try:
+            open_table(store, name)
+        except TableNotFoundError:
+            DeltaTable.create(
+                store.delta_uri(name),
+                schema,
+                mode="ignore",
+                partition_by=_PARTITION_BY.get(name),
+                storage_options=store.delta_options or None,
+            )
+
+
+def table_files(table: DeltaTable) -> dict[str, int]:
+    """path -> rows of the files of a snapshot."""
+    actions = pa.table(table.get_add_actions(flatten=True))
+    return dict(zip(actions["path"].to_pylist(), actions["num_records"].to_pylist(), strict=True))
+
+
+def commit_files(store: Store, name: str, files: list[DataFile], refresh_id: str, batch: int) -> None:
+    """Append files to a table, once: the application transaction (refresh id, batch) tells whether it was done.
+
+    Raises:
+        RunFailed: a file is not there with its size. Delta itself would take the commit.
+    """
+    table = open_table(store, name)
+    committed = table.transaction_version(refresh_id)
+    if committed is not None and committed >= batch and {file.path for file in files} <= table_files(table).keys():
+        return
+    for file in files:
+        _check_file(store, f"{name}/{file.path}", file.size)
+    table.create_write_transaction(
+        actions=[_add_action(file) for file in files],
+        mode="append",
+        schema=SCHEMAS[name],
+        partition_by=_PARTITION_BY.get(name),
+        commit_properties=CommitProperties(app_transactions=[Transaction(refresh_id, batch)]),
+        post_commithook_properties=_KEEP_LOGS,
+    )
+
+
+def drop_foreign_files(store: Store, name: str, published: int, refresh_id: str) -> None:
+    """Take a table back to its ``published`` Delta version where a refresh that never finished has added to it.
+
+    What this refresh itself added goes with it and is committed again from its staged manifests.
+    """
+    table = open_table(store, name)
+    if table.version() == published:
+        return
+    base = table_files(open_table(store, name, published)).keys()
+    current = table_files(table).keys()
+    foreign = {path for path in current - base if not path.rpartition("/")[2].startswith(refresh_id)}
+    if foreign or base - current:
+        table.restore(published)
+
+
+def read_files(store: Store, name: str, version: int, columns: list[str]) -> pa.Table:
+    """Columns of all rows of a table at a Delta version; the partition column is not in the files."""
+    paths = sorted(table_files(open_table(store, name, version)))
+    stored = pa.schema([field for field in SCHEMAS[name] if field.name not in _PARTITION_BY.get(name, [])])
+    if not paths:
+        return stored.empty_table().select(columns)
+    full_paths = [store.path(f"{name}/{path}") for path in paths]
+    dataset = pads.dataset(full_paths, schema=stored, format="parquet", filesystem=store.filesystem, partitioning=None)
+    return dataset.to_table(columns=columns)
+
+
+def _check_file(store: Store, path: str, size: int) -> None:
+    try:
+        found = store.size(path)
+    except FileNotFoundError:
+        raise RunFailed(f"{store.uri}/{path} is gone before its commit; run the same command again") from None
+    if found != size:
+        raise RunFailed(f"{store.uri}/{path} has {found:,} bytes, {size:,} were written: something else writes here")
+
+
+def _add_action(file: DataFile) -> AddAction:
+    return AddAction(
+        path=file.path,
+        size=file.size,
+        partition_values={"bucket": file.bucket} if file.bucket else {},
+        modification_time=int(time.time() * 1000),
+        data_change=True,
+        stats=f'{{"numRecords": {file.rows}}}',
+    )

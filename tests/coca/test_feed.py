@@ -1,0 +1,101 @@
+"""Batches: the same samples for any number of ranks and from any position."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from coca.config import Preprocessing, TrainConfig
+from coca.dataset import Dataset
+from coca.errors import RunFailed
+from coca.feed import Batch, Feed, batch_digest, normalize, pad_tokens
+from coca.order import Order
+
+MakeDataset = Callable[..., Dataset]
+
+
+def make_feed(dataset: Dataset, config: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
+    order = Order(
+        dataset.row_groups["selected"].to_numpy().astype("int64"),
+        lanes=config.lanes,
+        batch_size=config.batch_size,
+        window=config.shuffle_window,
+        seed=config.seed,
+    )
+    lanes = order.lanes_of(rank, world)
+    return Feed(dataset, order, lanes, image_size=16, context_length=12, window=config.shuffle_window)
+
+
+def test_ranks_together_see_the_batch_of_one_process(make_dataset: MakeDataset, tiny_train: TrainConfig) -> None:
+    dataset = make_dataset(files=(10, 10, 10, 10))
+    whole = make_feed(dataset, tiny_train)
+    for number in (0, 5, 11):
+        one = whole.batch(number)
+        for world in (2, 4):
+            shares = [make_feed(dataset, tiny_train, rank, world).batch(number) for rank in range(world)]
+            lanes: list[list[np.ndarray]] = [[] for _ in range(4)]
+            digests = [0] * 4
+            for rank, share in enumerate(shares):
+                for index, lane in enumerate(range(rank, 4, world)):
+                    lanes[lane] = list(share.pixels_BHWC.numpy()[index * 2 : index * 2 + 2])
+                    digests[lane] = share.lane_digests[index]
+            assert np.array_equal(np.stack([p for lane in lanes for p in lane]), one.pixels_BHWC.numpy())
+            assert batch_digest(digests) == batch_digest(one.lane_digests)
+
+
+def test_entering_late_gives_what_going_through_gives(make_dataset: MakeDataset, tiny_train: TrainConfig) -> None:
+    dataset = make_dataset()
+    through, late = make_feed(dataset, tiny_train).batches(0), make_feed(dataset, tiny_train).batches(7)
+    for _ in range(7):
+        next(through)
+    for _ in range(4):
+        a, b = next(through), next(late)
+        assert torch.equal(a.pixels_BHWC, b.pixels_BHWC)
+        assert torch.equal(a.tokens_BT, b.tokens_BT)
+        assert a.lane_digests == b.lane_digests
+    through.close()
+    late.close()
+
+
+def test_unselected_samples_never_appear(make_dataset: MakeDataset, tiny_train: TrainConfig) -> None:
+    left_out = (0, 3, 4, 5, 6, 7, 29)
+    dataset = make_dataset(unselected=left_out)
+    feed = make_feed(dataset, tiny_train)
+    tokenizer = dataset.tokenizer
+    seen = set()
+    for number in range(12):
+        seen |= {tokenizer.decode(row) for row in feed.batch(number).tokens_BT.tolist()}
+    assert {int(caption.split()[-1]) for caption in seen} == set(range(30)) - set(left_out)
+
+
+def test_a_sample_that_does_not_decode_is_named(make_dataset: MakeDataset, tiny_train: TrainConfig) -> None:
+    dataset = make_dataset()
+    feed = make_feed(dataset, tiny_train)
+    group = feed._row_group(0)
+    broken = group.set_column(1, "image", [[b"not an image"] * group.num_rows])
+    feed._row_groups[0] = broken
+    with pytest.raises(RunFailed, match=r"sample 0{31}[0-3] of .* does not decode: not_an_image"):
+        for number in range(6):
+            feed.batch(number)
+
+
+def test_an_error_in_the_thread_reaches_the_caller(make_dataset: MakeDataset, tiny_train: TrainConfig) -> None:
+    dataset = make_dataset()
+    (dataset.store.root and dataset.store).delete("samples/part-00001.parquet")
+    batches = make_feed(dataset, tiny_train).batches(0)
+    with pytest.raises(FileNotFoundError):
+        for _ in range(12):
+            _: Batch = next(batches)
+
+
+def test_tokens_are_padded_to_the_longest_and_cut_with_their_end() -> None:
+    padded = pad_tokens([[1, 5, 2], [1, 5, 6, 7, 8, 2]], context_length=4, pad_id=0, end_id=2)
+    assert padded.tolist() == [[1, 5, 2, 0], [1, 5, 6, 2]]
+
+
+def test_normalize_golden() -> None:
+    pixels = torch.tensor([[[[0, 255, 51]]]], dtype=torch.uint8)
+    images = normalize(pixels, Preprocessing(image_size=1, mean=(0.5, 0.5, 0.2), std=(0.5, 0.25, 0.1)))
+    assert images.shape == (1, 3, 1, 1)
+    torch.testing.assert_close(images.flatten(), torch.tensor([-1.0, 2.0, 0.0]), atol=1e-6, rtol=0)

@@ -1,0 +1,62 @@
+"""`coca tune` on a real Ray Tune."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from coca.config import TrainConfig
+from coca.dataset import Dataset
+from coca.errors import BadInput
+from jobs.cluster import ClusterInfo
+from jobs.config import TuneConfig
+from jobs.tune import draw_weights, run_tuning
+
+
+@pytest.fixture
+def held_out(tmp_path: Path, make_sample: Callable[[int], dict[str, Any]]) -> str:
+    samples = [make_sample(n) for n in range(4)]
+    table = pa.table({"image": [s["image"] for s in samples], "captions": [[s["caption"]] for s in samples]})
+    pq.write_table(table, tmp_path / "held_out.parquet")
+    return str(tmp_path / "held_out.parquet")
+
+
+@pytest.mark.ray
+def test_a_study_runs_and_a_second_call_keeps_its_trials(
+    ray_cluster: ClusterInfo,
+    tmp_path: Path,
+    make_dataset: Callable[..., Dataset],
+    tiny_train: TrainConfig,
+    held_out: str,
+) -> None:
+    train = tiny_train.model_copy(update={"steps": 2})
+    config = TuneConfig(
+        data=make_dataset().store.uri, held_out=held_out, out=str(tmp_path / "study"), trials=2, train=train
+    )
+    result = run_tuning(config)
+    rows = result["trials"]
+    assert [row["trial"] for row in rows] == [0, 1]
+    assert (rows[0]["contrastive_weight"], rows[0]["captioning_weight"]) == (1.0, 2.0)
+    assert all(row["score"] == pytest.approx(row["recall_at_1"] + 1 / row["perplexity"]) for row in rows)
+    assert result["best"]["score"] == max(row["score"] for row in rows)
+
+    finished = (tmp_path / "study/trials/1/trial.json").stat().st_mtime_ns
+    (tmp_path / "study/trials/0/trial.json").unlink()  # as if killed before it was judged
+    assert run_tuning(config)["trials"] == rows
+    assert (tmp_path / "study/trials/1/trial.json").stat().st_mtime_ns == finished
+    with pytest.raises(BadInput, match="holds a study with another config"):
+        run_tuning(config.model_copy(update={"seed": 5}))
+
+
+def test_weights_are_seeded_within_bounds_and_start_with_the_recipe(tiny_train: TrainConfig) -> None:
+    config = TuneConfig(data="d", held_out="h", out="o", trials=6, seed=3, train=tiny_train)
+    drawn = draw_weights(config)
+    assert drawn == draw_weights(config)
+    assert drawn[0] == tiny_train.loss
+    assert all(0.25 <= w <= 4 for loss in drawn[1:] for w in (loss.contrastive_weight, loss.captioning_weight))
+    assert len({loss.contrastive_weight for loss in drawn}) == 6
+    more = draw_weights(config.model_copy(update={"trials": 8}))
+    assert more[:6] == drawn
