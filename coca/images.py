@@ -6,6 +6,7 @@ and checked against the caps before Pillow sees a byte; Pillow is then told the 
 
 import io
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 from functools import cache
@@ -36,6 +37,10 @@ _DECODER_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+
+# Pillow warns of damaged metadata; strangers' images are full of it, and the pixels decide.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class ImageLimits(Config):
@@ -124,11 +129,12 @@ def decode(data: bytes, limits: ImageLimits, *, short_side: int | None = None) -
         with Image.open(io.BytesIO(data), formats=(header.format,)) as image:
             _check_size(*image.size, limits)  # a GIF frame may exceed the size its header gives
             width, height = image.size
-            orientation = _orientation(image)
-            plain = orientation == 1 and _is_plain(image)
             if header.format == "jpeg" and short_side is not None:
                 _draft(image, short_side)
             image.load()
+            # Only now: Pillow loads a PNG to find its EXIF, and a failure there is not one of metadata.
+            orientation = _orientation(image)
+            plain = orientation == 1 and _is_plain(image)
             upright = _turn(_to_rgb(image), orientation)
     except ImageProblem:
         raise
@@ -280,8 +286,9 @@ def _told(error: Exception) -> str:
 
 
 def _is_plain(image: Image.Image) -> bool:
-    single = getattr(image, "n_frames", 1) == 1
-    return single and image.mode in ("RGB", "L") and not image.has_transparency_data
+    if image.mode not in ("RGB", "L") or image.has_transparency_data:
+        return False
+    return not getattr(image, "is_animated", False)
 
 
 def _turn(image: Image.Image, orientation: int) -> Image.Image:

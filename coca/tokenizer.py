@@ -25,6 +25,8 @@ class Tokenizer:
         if any(token_id is None for token_id in ids):
             missing = [token for token, token_id in zip(_SPECIAL, ids, strict=True) if token_id is None]
             raise BadInput(f"the tokenizer has no {', '.join(missing)}", "Train one with `coca tokenizer train`")
+        # `<end>` written in a caption is text: else a stranger could end or pad a caption from within.
+        inner.encode_special_tokens = True
         self._inner = inner
         self.pad_id, self.begin_id, self.end_id = (i for i in ids if i is not None)
         self.vocab_size: int = inner.get_vocab_size()

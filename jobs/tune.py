@@ -2,7 +2,9 @@
 
 import json
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from coca.config import LossConfig
@@ -82,35 +84,49 @@ def _fit(config: TuneConfig, version: int) -> list[dict[str, Any]]:
         }
         for number, loss in enumerate(draw_weights(config))
     ]
-    with Progress("tune", total=len(space), unit="trials") as progress:
-        tuner = tune.Tuner(
+    study = Store(config.out)
+    with _follow(study, len(space)):
+        grid = tune.Tuner(
             # The trial itself only waits for its workers and then evaluates.
             tune.with_resources(run_trial, {"CPU": 0.5}),
             param_space={"trial": tune.grid_search(space)},
             tune_config=tune.TuneConfig(metric="score", mode="max", max_concurrent_trials=config.concurrent_trials),
-            run_config=tune.RunConfig(
-                storage_path=f"{config.out}/ray", verbose=0, callbacks=[_on_trial(progress.advance)]
-            ),
-        )
-        grid = tuner.fit()
+            run_config=tune.RunConfig(storage_path=f"{config.out}/ray", verbose=0),
+        ).fit()
     if grid.num_errors:
         raise RunFailed(f"{grid.num_errors} of {len(space)} trials failed: {grid.errors[0]}") from grid.errors[0]
-    study = Store(config.out)
-    return [json.loads(study.read(f"trials/{number}/{RESULT}")) for number in range(len(space))]
+    return _finished_trials(study, len(space))
 
 
-def _on_trial(advance: Callable[..., None]) -> Any:
-    from ray import tune
+def _finished_trials(study: Store, trials: int) -> list[dict[str, Any]]:
+    paths = [f"trials/{number}/{RESULT}" for number in range(trials)]
+    return [json.loads(study.read(path)) for path in paths if study.exists(path)]
 
-    class Finished(tune.Callback):
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            row = trial.last_result
-            advance(
-                1,
-                note=f"score {row['score']:.3f} at {row['contrastive_weight']:g} : {row['captioning_weight']:g}",
-            )
 
-    return Finished()
+@contextmanager
+def _follow(study: Store, trials: int) -> Iterator[None]:
+    """Show progress while the driver waits: a trial is done when its row lies beside its run."""
+    done = threading.Event()
+    before = len(_finished_trials(study, trials))
+    with Progress("tune", total=trials, unit="trials", start=before) as progress:
+
+        def poll() -> None:
+            finished = False
+            while not finished:
+                finished = done.wait(2.0)
+                rows = _finished_trials(study, trials)
+                if len(rows) > progress.count:
+                    best = max(rows, key=lambda row: row["score"])
+                    weights = f"{best['contrastive_weight']:g} : {best['captioning_weight']:g}"
+                    progress.advance(len(rows) - progress.count, note=f"best {best['score']:.3f} at {weights}")
+
+        thread = threading.Thread(target=poll, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
 
 def run_trial(space: dict[str, Any]) -> None:

@@ -20,7 +20,6 @@ _EXTRA_OF = {
     "fastapi": "serve",
     "jinja2": "report",
     "matplotlib": "report",
-    "optuna": "tune",
     "ray": "all",
     "safetensors": "model",
     "torch": "train",

@@ -8,6 +8,8 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from jobs.demo.pictures import data_uri
+
 # Straight to loopback, whatever proxy the environment names.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -16,12 +18,12 @@ def ask_service(url: str, pictures: list[tuple[bytes, list[str]]]) -> dict[str, 
     """Captions of ``pictures`` (encoded bytes, accepted captions), embeddings of the first and its caption.
 
     Returns:
-        ``captions``: ``expected`` (the plainest), ``caption``, ``exact``, ``latency_ms``; ``embedding_dim``; ``similarity``
-        of the first picture to its own caption and to the others' (mean); ``bad_image_status``.
+        ``captions``: ``expected`` (the plainest), ``caption``, ``exact``, ``latency_ms``; ``embedding_dim``;
+        ``similarity`` of the first picture to its own caption and to the others' (mean); ``bad_image_status``.
     """
     captions = [_caption(url, image, accepted) for image, accepted in pictures]
     texts = [accepted[0] for _, accepted in pictures]
-    inputs = [*texts, _data_uri(pictures[0][0])]
+    inputs = [*texts, data_uri(pictures[0][0])]
     answer = _post(f"{url}/v1/embeddings", {"input": inputs})
     *text_vectors, image_vector = [item["embedding"] for item in answer["data"]]
     own, *others = [_dot(image_vector, vector) for vector in text_vectors]
@@ -35,7 +37,7 @@ def ask_service(url: str, pictures: list[tuple[bytes, list[str]]]) -> dict[str, 
 
 def _caption(url: str, image: bytes, accepted: list[str]) -> dict[str, Any]:
     started = time.perf_counter()
-    answer = _post(f"{url}/v1/caption", {"image": _data_uri(image)})
+    answer = _post(f"{url}/v1/caption", {"image": data_uri(image)})
     latency_ms = (time.perf_counter() - started) * 1000
     caption = answer["data"][0]["caption"]
     return {
@@ -43,7 +45,6 @@ def _caption(url: str, image: bytes, accepted: list[str]) -> dict[str, Any]:
         "caption": caption,
         "exact": caption in accepted,
         "latency_ms": round(latency_ms, 1),
-        "image": _data_uri(image),
     }
 
 
@@ -64,12 +65,7 @@ def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
     headers = {"content-type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310 - our own service
     with _OPENER.open(request, timeout=60) as answer:
-        return json.load(answer)  # type: ignore[no-any-return]
-
-
-def _data_uri(image: bytes) -> str:
-    kind = "png" if image.startswith(b"\x89PNG") else "webp" if image.startswith(b"RIFF") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+        return json.load(answer)
 
 
 def _dot(first: list[float], second: list[float]) -> float:

@@ -1,5 +1,6 @@
 """Scenes as encoded files: JPEG, PNG and WebP, 64 to 256 pixels, square or nearly so."""
 
+import base64
 import io
 import random
 from dataclasses import dataclass
@@ -48,6 +49,12 @@ def turned_picture(scene: Scene, rng: random.Random) -> Picture:
 def small_picture(scene: Scene, width: int, height: int, rng: random.Random) -> Picture:
     """A PNG of exactly this size."""
     return Picture(_encode(render(scene, (width, height), rng), "png", rng), "png")
+
+
+def data_uri(image: bytes) -> str:
+    """An encoded picture as a data URI."""
+    kind = "png" if image.startswith(b"\x89PNG") else "webp" if image.startswith(b"RIFF") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
 def _draw_size(rng: random.Random) -> tuple[int, int]:

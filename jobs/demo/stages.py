@@ -54,6 +54,8 @@ class Stage:
     makes: str
     """Folder or file under the demo's that holds what it makes, and goes when its settings change."""
     function: Callable[[Folders, DemoConfig], Result]
+    tell: Callable[[Result], str]
+    """The result in one line."""
 
 
 def build_web(folders: Folders, config: DemoConfig) -> Result:
@@ -128,7 +130,7 @@ def train_model(folders: Folders, config: DemoConfig) -> Result:
     exit_code = submit(words, working_dir=_code_folder(folders), on_line=show)
     if exit_code:
         raise RunFailed(f"the training job ended with exit code {exit_code}; its log stands above")
-    return json.loads(last["line"])  # type: ignore[no-any-return]
+    return json.loads(last["line"])
 
 
 def tune_weights(folders: Folders, config: DemoConfig) -> Result:
@@ -203,7 +205,7 @@ def serve_model(folders: Folders, config: DemoConfig) -> Result:
     connect()
     service = app.deploy(ServeConfig(checkpoint=str(folders.run), port=0))
     try:
-        return ask_service(service.url, [pictures[index] for index in chosen])
+        return {**ask_service(service.url, [pictures[index] for index in chosen]), "pictures": chosen}
     finally:
         app.shutdown()
 
@@ -214,6 +216,10 @@ def _without_pictures(result: Result) -> Result:
 
 def _renamed(result: Result) -> Result:
     return {"zero_shot_accuracy": result["zero_shot_accuracy"], "chance_zero_shot": result["chance"]}
+
+
+def _told_weights(trial: Result) -> str:
+    return f"{trial['contrastive_weight']:g} : {trial['captioning_weight']:g}"
 
 
 def _size(folder: Path) -> int:
@@ -232,11 +238,60 @@ def _code_folder(folders: Folders) -> Path:
 
 _WEB = ("seed", "scenes", "share_two")
 STAGES = (
-    Stage("web", "a small web of pictures with captions", _WEB, "", build_web),
-    Stage("tokenizer", "a tokenizer trained on its captions", ("vocab_size",), "tokenizer.json", train_tokenizer),
-    Stage("refresh", "links to a published dataset, over HTTP", (), "dataset", refresh_dataset),
-    Stage("train", "pretraining on Ray Train, as a Ray job", ("workers", "steps"), "run", train_model),
-    Stage("tune", "a search of the loss weights on Ray Tune", ("trials", "trial_steps"), "study", tune_weights),
-    Stage("evaluate", "captions, retrieval and classification of unseen scenes", (), "", evaluate_model),
-    Stage("serve", "captions of unseen scenes over HTTP from Ray Serve", ("questions",), "", serve_model),
+    Stage(
+        name="web",
+        title="a small web of pictures with captions",
+        settings=_WEB,
+        makes="web",
+        function=build_web,
+        tell=lambda r: f"{r['links']:,} links, {r['samples']:,} of them sound; {r['megabytes']} MB of pictures",
+    ),
+    Stage(
+        name="tokenizer",
+        title="a tokenizer trained on its captions",
+        settings=("vocab_size",),
+        makes="tokenizer.json",
+        function=train_tokenizer,
+        tell=lambda r: f"{r['vocab_size']} entries",
+    ),
+    Stage(
+        name="refresh",
+        title="links to a published dataset, over HTTP",
+        settings=(),
+        makes="dataset",
+        function=refresh_dataset,
+        tell=lambda r: f"version {r['version']}: {r['samples']:,} samples, {sum(r['rejected'].values()):,} rejected",
+    ),
+    Stage(
+        name="train",
+        title="pretraining on Ray Train, as a Ray job",
+        settings=("workers", "steps"),
+        makes="run",
+        function=train_model,
+        tell=lambda r: f"{r['steps']:,} steps with {r['workers']} workers, loss {r['final_loss']:.3f}",
+    ),
+    Stage(
+        name="tune",
+        title="a search of the loss weights on Ray Tune",
+        settings=("trials", "trial_steps"),
+        makes="study",
+        function=tune_weights,
+        tell=lambda r: f"{len(r['trials'])} trials, best {_told_weights(r['best'])} with {r['best']['score']:.3f}",
+    ),
+    Stage(
+        name="evaluate",
+        title="captions, retrieval and classification of unseen scenes",
+        settings=(),
+        makes="",
+        function=evaluate_model,
+        tell=lambda r: f"exact {r['exact_caption']:.3f}, with two things {r['exact_caption_two_objects']:.3f}",
+    ),
+    Stage(
+        name="serve",
+        title="captions of unseen scenes over HTTP from Ray Serve",
+        settings=("questions",),
+        makes="",
+        function=serve_model,
+        tell=lambda r: f"{sum(c['exact'] for c in r['captions'])} of {len(r['captions'])} captions exact",
+    ),
 )

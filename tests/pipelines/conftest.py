@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -162,3 +163,10 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     captions = ["a small red circle above a blue square", "a large green triangle on white"]
     path.write_text(train_bpe(captions, vocab_size=300).to_json(), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def pages() -> SimpleNamespace:
+    """The makers of pages; test modules cannot import this file."""
+    makers = (answer, image, in_turn, redirect, trickle, hang, endless, hang_up, not_http, gzipped, picture)
+    return SimpleNamespace(**{maker.__name__: maker for maker in makers})

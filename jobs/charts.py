@@ -1,0 +1,131 @@
+"""Charts as SVG for an HTML page: text stays text, and colours come from the page, so light and dark both work."""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+# Drawn in colours that no chart uses, then replaced by what the page's style sheet names.
+_INK, _FIRST, _SECOND, _FAINT, _PAPER = "#010201", "#010202", "#010203", "#010204", "#010205"
+_PAGE_COLOURS = {
+    _INK: "currentColor",
+    _FIRST: "var(--first)",
+    _SECOND: "var(--second)",
+    _FAINT: "var(--line)",
+    _PAPER: "var(--card)",
+}
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.7,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+}
+_SIZE_INCHES = (5.2, 3.1)
+
+Curve = tuple[str, Sequence[float]]
+
+
+def draw_curves(steps: Sequence[int], curves: Sequence[Curve], description: str, *, log: bool = False) -> str:
+    """One or two curves over the steps of a run, each labelled at its end; the second is dashed."""
+
+    def draw(axes: Axes) -> None:
+        for (name, values), colour, dash in zip(curves, (_FIRST, _SECOND), ("-", (0, (4, 2))), strict=False):
+            axes.plot(steps, values, color=colour, linestyle=dash, linewidth=1.8)
+            axes.annotate(
+                f" {name} {values[-1]:.3g}",
+                (steps[-1], values[-1]),
+                color=colour,
+                va="bottom",
+                ha="right",
+                xytext=(0, 5),
+                textcoords="offset points",
+            )
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("step")
+        axes.set_xlim(left=0)
+        axes.margins(y=0.12)
+
+    return _svg(draw, description)
+
+
+def draw_trials(trials: Sequence[dict[str, Any]], best: dict[str, Any], description: str) -> str:
+    """Both loss weights of each trial, with its score written beside it; the best is filled."""
+
+    def draw(axes: Axes) -> None:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for trial in trials:
+            place = trial["contrastive_weight"], trial["captioning_weight"]
+            chosen = trial["trial"] == best["trial"]
+            axes.plot(
+                *place,
+                "o",
+                markersize=11,
+                color=_FIRST,
+                markerfacecolor=_FIRST if chosen else _PAPER,
+                markeredgewidth=2,
+            )
+            text = f"{trial['score']:.3f}{' best' if chosen else ''}"
+            axes.annotate(text, place, xytext=(0, 10), textcoords="offset points", ha="center")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        _set_weight_ticks(axes, trials)
+        axes.set_xlabel("contrastive weight")
+        axes.set_ylabel("captioning weight")
+
+    return _svg(draw, description)
+
+
+def _set_weight_ticks(axes: Axes, trials: Sequence[dict[str, Any]]) -> None:
+    for axis, name in ((axes.xaxis, "contrastive_weight"), (axes.yaxis, "captioning_weight")):
+        weights = [trial[name] for trial in trials]
+        low, high = min(weights) / 1.5, max(weights) * 1.7
+        axis.set_minor_locator(NullLocator())
+        axis.set_ticks([tick for tick in (0.125, 0.25, 0.5, 1, 2, 4, 8) if low <= tick <= high])
+        axis.axes.set(**{f"{axis.axis_name}lim": (low, high)})
+
+
+def _svg(draw: Any, description: str) -> str:
+    style: Any = _STYLE | {"svg.hashsalt": description}
+    with rc_context(style):
+        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        draw(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return _for_page(buffer.getvalue(), description)
+
+
+def _for_page(svg: str, description: str) -> str:
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    used = set(re.findall(r"#([\w-]+)[\")]", svg))
+    svg = re.sub(r' id="([\w.-]+)"', lambda found: found[0] if found[1] in used else "", svg)
+    for drawn, wanted in _PAGE_COLOURS.items():
+        svg = svg.replace(drawn, wanted)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)

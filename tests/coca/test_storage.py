@@ -1,0 +1,70 @@
+"""One store, two homes: the same behaviour on local disk and S3."""
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from coca.errors import BadInput
+from coca.storage import Store, open_file
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return Store(tmp_path / "root")
+    return Store(f"{request.getfixturevalue('s3')}/prefix")
+
+
+def test_write_read_list_delete(store: Store) -> None:
+    store.write("a/b.txt", b"one")
+    store.write("a/b.txt", b"second")
+    store.write("a/c/d.txt", b"")
+    assert store.read("a/b.txt") == b"second"
+    assert (store.size("a/b.txt"), store.exists("a/b.txt"), store.exists("a/x")) == (6, True, False)
+    assert store.list("a") == ["b.txt", "c"]
+    assert store.list("nowhere") == []
+    store.delete("a/c")
+    store.delete("a/b.txt")
+    store.delete("a/b.txt")
+    assert not store.exists("a/b.txt")
+    with pytest.raises(FileNotFoundError):
+        store.read("a/b.txt")
+    with pytest.raises(FileNotFoundError):
+        store.size("a/b.txt")
+
+
+def test_write_once_has_one_winner(store: Store) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: store.write_once("versions/1.json", f"{n}".encode()), range(8)))
+    assert sum(won) == 1
+    assert store.read("versions/1.json") == f"{won.index(True)}".encode()
+
+
+def test_it_travels_as_its_uri(store: Store) -> None:
+    store.write("x", b"1")
+    assert pickle.loads(pickle.dumps(store)).read("x") == b"1"
+    assert store.child("deeper").uri == f"{store.uri}/deeper"
+
+
+def test_local_writes_leave_no_part_files(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write("a", b"1")
+    store.write_once("a", b"2")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/x", "http://host/x", "s3://"])
+def test_other_schemes_are_refused(uri: str) -> None:
+    with pytest.raises(BadInput):
+        Store(uri)
+
+
+def test_open_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for uri in ("x.txt", f"{tmp_path}/x.txt", "./x.txt"):
+        store, name = open_file(uri)
+        assert (store.root, name) == (str(tmp_path), "x.txt")
+    store, name = open_file("s3://bucket/folder/x.txt")
+    assert (store.uri, name) == ("s3://bucket/folder", "x.txt")

@@ -1,0 +1,232 @@
+"""One url from hosts that misbehave: the exact verdict, the requests it cost, and what it may not reach."""
+
+import asyncio
+import socket
+import time
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+
+from coca.contract import Reason
+from pipelines.config import FetchConfig
+from pipelines.fetch import Fetched, Fetcher, parse_retry_after, reason_of_status, user_agent
+
+MAX_BYTES = 100_000
+LOOPBACK = ("127.0.0.0/8",)
+
+
+def fetch(*urls: str, max_bytes: int = MAX_BYTES, **settings: Any) -> list[Fetched[bytes]]:
+    values = {"allow_networks": LOOPBACK, "timeout_s": 0.5, "backoff_s": 0.01, "retries": 1} | settings
+
+    async def run() -> list[Fetched[bytes]]:
+        async with Fetcher(FetchConfig(**values), max_bytes, lambda body: body) as fetcher:
+            return list(await asyncio.gather(*map(fetcher.fetch, urls)))
+
+    return asyncio.run(run())
+
+
+def test_a_body_comes_whole_with_its_validators(web: Any, pages: Any) -> None:
+    web.pages["/a"] = pages.answer(200, b"bytes", 'ETag: "v1"', "Last-Modified: Mon, 01 Jan 2024 00:00:00 GMT")
+    (got,) = fetch(f"{web.url}/a")
+    assert got == Fetched(
+        result=b"bytes", status=200, requests=1, bytes=5, etag='"v1"', last_modified="Mon, 01 Jan 2024 00:00:00 GMT"
+    )
+
+
+def test_who_asks_is_said_and_nothing_more_is_sent(web: Any, pages: Any) -> None:
+    web.pages["/a"] = pages.answer(200, b"x", "Set-Cookie: id=1; Path=/")
+    web.pages["/b"] = pages.answer(200, b"x")
+    fetch(f"{web.url}/a", contact="https://example.org/bot")
+    fetch(f"{web.url}/b")
+    sent = web.headers["/a"]
+    assert sent["user-agent"] == user_agent("https://example.org/bot")
+    assert sent["user-agent"].startswith("coca/")
+    assert sent["user-agent"].endswith(" (+https://example.org/bot)")
+    assert sent["accept-encoding"] == "identity"
+    assert not {"cookie", "authorization", "referer"} & (sent.keys() | web.headers["/b"].keys())
+
+
+@pytest.mark.parametrize(
+    ("page", "reason", "status", "requests"),
+    [
+        (lambda p: p.answer(404), Reason.NOT_FOUND, 404, 1),
+        (lambda p: p.answer(410), Reason.NOT_FOUND, 410, 1),
+        (lambda p: p.answer(403), Reason.CLIENT_ERROR, 403, 1),
+        (lambda p: p.answer(304), Reason.CLIENT_ERROR, 304, 1),
+        (lambda p: p.answer(302), Reason.CLIENT_ERROR, 302, 1),  # a redirect to nowhere
+        (lambda p: p.answer(429), Reason.RATE_LIMITED, 429, 2),
+        (lambda p: p.answer(500), Reason.SERVER_ERROR, 500, 2),
+        (lambda p: p.answer(503), Reason.SERVER_ERROR, 503, 2),
+        (lambda p: p.trickle, Reason.TIMEOUT, None, 2),
+        (lambda p: p.hang, Reason.TIMEOUT, None, 2),
+        (lambda p: p.not_http, Reason.SERVER_ERROR, None, 2),
+        (lambda p: p.endless, Reason.BODY_TOO_LARGE, 200, 1),
+        (lambda p: p.answer(200, b"", length=10**12), Reason.BODY_TOO_LARGE, 200, 1),
+        (lambda p: p.answer(200, b"x" * (MAX_BYTES + 1)), Reason.BODY_TOO_LARGE, 200, 1),
+        (lambda p: p.answer(200, b"cut", length=4000), Reason.BODY_INCOMPLETE, 200, 2),
+        (lambda p: p.gzipped(b"x" * 1000), Reason.BODY_ENCODED, 200, 1),
+        (lambda p: p.answer(200, b"x", "X-Robots-Tag: noai"), Reason.OPTED_OUT, 200, 1),
+        (lambda p: p.answer(200, b"x", "X-Robots-Tag: coca: none"), Reason.OPTED_OUT, 200, 1),
+        (lambda p: p.redirect("http://10.0.0.1/"), Reason.FORBIDDEN_ADDRESS, None, 1),
+        (lambda p: p.redirect("http://[::ffff:169.254.169.254]/"), Reason.FORBIDDEN_ADDRESS, None, 1),
+        (lambda p: p.redirect("file:///etc/passwd"), Reason.FORBIDDEN_ADDRESS, 302, 1),
+        (lambda p: p.redirect("http://user:secret@8.8.8.8/"), Reason.FORBIDDEN_ADDRESS, 302, 1),
+        (lambda p: p.redirect("/page", status=308), Reason.TOO_MANY_REDIRECTS, 308, 6),
+    ],
+)
+def test_the_verdict_on_a_page(
+    web: Any, pages: Any, page: Any, reason: Reason, status: int | None, requests: int
+) -> None:
+    web.pages["/page"] = page(pages)
+    (got,) = fetch(f"{web.url}/page")
+    assert (got.reason, got.result, got.status) == (reason, None, status)
+    assert got.requests == sum(web.requests.values()) == requests
+
+
+def test_a_server_that_hangs_up_is_a_connect_error(web: Any, pages: Any) -> None:
+    web.pages["/page"] = pages.hang_up
+    (got,) = fetch(f"{web.url}/page")
+    assert got.reason is Reason.CONNECT_ERROR
+
+
+def test_a_closed_port_is_a_connect_error_without_a_request() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # bound, never listening
+        (got,) = fetch(f"http://127.0.0.1:{held.getsockname()[1]}/a")
+    assert (got.reason, got.requests) == (Reason.CONNECT_ERROR, 0)
+
+
+def test_a_name_that_does_not_resolve_is_a_dns_failure() -> None:
+    (got,) = fetch("http://nobody.invalid/a", retries=0, timeout_s=20)
+    assert (got.reason, got.requests) == (Reason.DNS_FAILURE, 0)
+
+
+@pytest.mark.parametrize("url", [f"http://{'a' * 70}.example/", "http://127.1/", "http://2130706433/"])
+def test_a_host_that_is_none_is_an_invalid_url(url: str) -> None:
+    (got,) = fetch(url, allow_networks=())
+    assert (got.reason, got.requests) == (Reason.INVALID_URL, 0)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "[::1]", "0.0.0.0"])
+def test_forbidden_addresses_are_never_connected_to(web: Any, pages: Any, host: str) -> None:
+    web.pages["/a"] = pages.answer(200, b"secret")
+    (got,) = fetch(f"http://{host}:{web.port}/a", allow_networks=())
+    assert (got.reason, got.requests) == (Reason.FORBIDDEN_ADDRESS, 0)
+    assert web.connections == 0
+
+
+def test_a_forbidden_port_of_an_open_address_is_never_connected_to() -> None:
+    (got,) = fetch("http://8.8.8.8:6379/")
+    assert (got.reason, got.requests) == (Reason.FORBIDDEN_ADDRESS, 0)
+
+
+def test_redirects_are_followed_up_to_the_limit(web: Any, pages: Any) -> None:
+    for step in range(6):
+        web.pages[f"/{step}"] = pages.redirect(f"{step + 1}", status=(301, 302, 303, 307, 308)[step % 5])
+    web.pages["/6"] = pages.answer(200, b"end")
+    near, far = fetch(f"{web.url}/1", f"{web.url}/0")
+    assert (near.result, near.requests) == (b"end", 6)
+    assert (far.reason, far.requests) == (Reason.TOO_MANY_REDIRECTS, 6)
+
+
+def test_what_passes_after_a_retry_is_kept(web: Any, pages: Any) -> None:
+    fine = pages.answer(200, b"fine")
+    web.pages["/500"] = pages.in_turn(pages.answer(500), pages.answer(502), fine)
+    web.pages["/cut"] = pages.in_turn(pages.answer(200, b"f", length=4), fine)
+    web.pages["/slow"] = pages.in_turn(pages.hang, fine)
+    results = fetch(f"{web.url}/500", f"{web.url}/cut", f"{web.url}/slow", retries=2)
+    assert [got.result for got in results] == [b"fine"] * 3
+    assert [got.requests for got in results] == [3, 2, 2]
+
+
+def test_retry_after_is_waited_for_up_to_the_cap(web: Any, pages: Any) -> None:
+    web.pages["/soon"] = pages.in_turn(pages.answer(429, b"", "Retry-After: 1"), pages.answer(200, b"fine"))
+    web.pages["/late"] = pages.answer(503, b"", "Retry-After: 3600")
+    started = time.monotonic()
+    soon, late = fetch(f"{web.url}/soon", f"{web.url}/late", max_retry_after_s=2)
+    assert 1.0 <= time.monotonic() - started < 3.0
+    assert soon.result == b"fine"
+    assert (late.reason, late.requests, late.retry_after_s) == (Reason.SERVER_ERROR, 1, 3600.0)
+
+
+def test_backoff_doubles_up_to_its_cap_and_varies() -> None:
+    from pipelines.fetch import _Answer
+
+    async def waits() -> list[list[float | None]]:
+        config = FetchConfig(retries=6, backoff_s=1, max_backoff_s=8)
+        fetcher: Fetcher[bytes] = Fetcher(config, 1, lambda body: body)
+        failed = _Answer(Reason.TIMEOUT)
+        return [[fetcher._wait_before_retry(failed, attempt) for _ in range(50)] for attempt in range(7)]
+
+    measured = asyncio.run(waits())
+    for centre, seconds in zip((1, 2, 4, 8, 8, 8), measured, strict=False):
+        assert 0.5 * centre <= min(seconds) < max(seconds) <= 1.5 * centre
+    assert measured[6] == [None] * 50
+
+
+def test_the_deadline_is_for_the_whole_attempt(web: Any, pages: Any) -> None:
+    web.pages["/a"] = pages.trickle
+    started = time.monotonic()
+    fetch(f"{web.url}/a", timeout_s=0.4, retries=0)
+    assert time.monotonic() - started < 2.0
+
+
+def test_requests_in_flight_are_bounded_per_host_and_in_all(web: Any, pages: Any) -> None:
+    for number in range(12):
+        web.pages[f"/{number}"] = pages.answer(200, b"x", delay_s=0.05)
+    urls = [f"{web.url}/{number}" for number in range(12)]
+    assert all(got.result == b"x" for got in fetch(*urls, concurrency_per_host=3, timeout_s=5))
+    assert web.most_in_flight == 3
+    assert web.connections == 3  # kept alive
+    web.most_in_flight = 0
+    fetch(*urls, concurrency_per_host=9, concurrency_per_worker=5, timeout_s=5)
+    assert web.most_in_flight == 5
+
+
+def test_bodies_in_flight_are_bounded_in_bytes(web: Any, pages: Any) -> None:
+    held, most = 0, 0
+
+    async def run() -> None:
+        config = FetchConfig(allow_networks=LOOPBACK, max_bytes_in_flight=2500, decode_threads=8, timeout_s=0.3)
+        async with Fetcher(config, 1000, handle) as fetcher:
+            await asyncio.gather(*(fetcher.fetch(f"{web.url}/{number}") for number in range(8)))
+
+    def handle(body: bytes) -> None:
+        nonlocal held, most
+        held += len(body)
+        most = max(most, held)
+        time.sleep(0.1)
+        held -= len(body)
+
+    for number in range(8):
+        web.pages[f"/{number}"] = pages.answer(200, b"x" * 1000)
+    asyncio.run(run())
+    # Waiting for memory took longer than the deadline of an attempt, and is not counted in it.
+    assert most == 2000
+    assert sum(web.requests.values()) == 8
+
+
+def test_retry_after_in_seconds_or_as_a_date() -> None:
+    assert parse_retry_after("120", 0) == 120
+    assert parse_retry_after(formatdate(1_000_060, usegmt=True), 1_000_000) == 60
+    assert parse_retry_after(formatdate(999_000, usegmt=True), 1_000_000) == 0
+    assert parse_retry_after("soon", 0) is None
+    assert parse_retry_after(None, 0) is None
+
+
+def test_every_status_has_its_reason() -> None:
+    reasons = {status: reason_of_status(status) for status in (300, 400, 401, 404, 408, 410, 418, 429, 451, 500, 599)}
+    assert reasons == {
+        300: Reason.CLIENT_ERROR,
+        400: Reason.CLIENT_ERROR,
+        401: Reason.CLIENT_ERROR,
+        404: Reason.NOT_FOUND,
+        408: Reason.TIMEOUT,
+        410: Reason.NOT_FOUND,
+        418: Reason.CLIENT_ERROR,
+        429: Reason.RATE_LIMITED,
+        451: Reason.CLIENT_ERROR,
+        500: Reason.SERVER_ERROR,
+        599: Reason.SERVER_ERROR,
+    }

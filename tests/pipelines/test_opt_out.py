@@ -1,0 +1,52 @@
+"""X-Robots-Tag: who is spoken to, and what counts."""
+
+import pytest
+
+from pipelines.config import FetchConfig
+from pipelines.opt_out import is_opted_out
+
+DIRECTIVES = FetchConfig().opt_out_directives
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ["noai"],
+        ["noimageai"],
+        ["noindex"],
+        ["NoImageIndex"],
+        ["none"],
+        ["nofollow, noai"],
+        ["nofollow", "noai"],
+        ["coca: noai"],
+        ["Coca: nofollow, noai"],
+        ["*: noindex"],
+        ["googlebot: nofollow, coca: noai"],
+        ["max-snippet: 50, noai"],
+        ["unavailable_after: 25 Jun 2030 15:00:00 PST, noai"],
+    ],
+)
+def test_an_opt_out(headers: list[str]) -> None:
+    assert is_opted_out(headers, DIRECTIVES, "coca")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [""],
+        ["all"],
+        ["nofollow, noarchive"],
+        ["googlebot: noindex"],
+        ["googlebot: nofollow, noindex"],
+        ["otherbot: noai", "nofollow"],
+        ["max-image-preview: none"],
+        ["noaix"],
+    ],
+)
+def test_no_opt_out(headers: list[str]) -> None:
+    assert not is_opted_out(headers, DIRECTIVES, "coca")
+
+
+def test_only_the_configured_directives_count() -> None:
+    assert not is_opted_out(["noindex"], ["noai"], "coca")
