@@ -98,6 +98,13 @@ class Preprocessing(Config):
     """Divided by per channel, after the mean."""
 
 
+class AugmentConfig(Config):
+    """What varies in a training picture from pass to pass."""
+
+    min_crop_area: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Smallest share of the largest square that a random crop keeps; 1 trains on the centre crop."""
+
+
 class LossConfig(Config):
     """Weights of the two losses; the paper's are 1 and 2."""
 
@@ -139,6 +146,8 @@ class TrainConfig(Config):
 
     model: ModelConfig = ModelConfig()
     """The architecture."""
+    augment: AugmentConfig = AugmentConfig()
+    """The random views of the pictures."""
     loss: LossConfig = LossConfig()
     """The loss weights."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -4,25 +4,28 @@ Shapes: B samples of this rank, H height, W width, C channels, T tokens of the b
 """
 
 import hashlib
+import itertools
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from coca.config import Preprocessing
+from coca.augment import random_view
+from coca.config import Preprocessing, TrainConfig
 from coca.dataset import Dataset
 from coca.errors import RunFailed
-from coca.images import ImageLimits, ImageProblem, decode_rgb, model_pixels
+from coca.images import ImageLimits, ImageProblem, decode_rgb
 from coca.order import Order
 
-DecodeMap = Callable[[Callable[[bytes], np.ndarray], Iterable[bytes]], Iterable[np.ndarray]]
-"""Applies a function to many encoded images in order: `map`, or the `map` of a pool of threads or processes."""
+DecodeMap = Callable[[Callable[["Picture"], np.ndarray], Iterable["Picture"]], Iterable[np.ndarray]]
+"""Applies a function to pictures in order: `map`, or the `map` of a pool of threads."""
 
 
 @dataclass
@@ -50,62 +53,77 @@ def pad_tokens(captions: list[list[int]], context_length: int, pad_id: int, end_
     return tokens_BT
 
 
+class Picture(NamedTuple):
+    """One picture to decode, and what its random view depends on."""
+
+    encoded: bytes
+    sample_id: str
+    lane_pass: int
+
+
 class Feed:
-    """Reads one rank's lanes. Holds two windows of row groups a lane, read once a pass each."""
+    """Reads one rank's lanes. Holds two windows of row groups a lane, each read once a pass."""
 
     def __init__(
-        self,
-        dataset: Dataset,
-        order: Order,
-        lanes: list[int],
-        *,
-        image_size: int,
-        context_length: int,
-        window: int,
-        decode_map: DecodeMap = map,
+        self, dataset: Dataset, config: TrainConfig, *, rank: int, world_size: int, decode_map: DecodeMap = map
     ) -> None:
-        self._dataset, self._order, self._lanes = dataset, order, lanes
-        self._image_size, self._context_length = image_size, context_length
-        self._decode_map = decode_map
+        """
+        Raises:
+            BadInput: lanes, batch size, world size and dataset do not fit each other.
+        """
+        self._dataset, self._config, self._decode_map = dataset, config, decode_map
+        self._order = Order(
+            dataset.row_groups["selected"].to_numpy().astype(np.int64),
+            lanes=config.lanes,
+            batch_size=config.batch_size,
+            window=config.shuffle_window,
+            seed=config.seed,
+        )
+        self._lanes = self._order.lanes_of(rank, world_size)
         self._row_groups: OrderedDict[int, pa.Table] = OrderedDict()
-        self._capacity = 2 * window * len(lanes)
+        self._capacity = 2 * config.shuffle_window * len(self._lanes)
 
-    def batches(self, start: int) -> Iterator[Batch]:
+    def batches(self, start: int) -> Generator[Batch]:
         """Global batches ``start``, ``start + 1``, ... without end; a thread prepares the next ones."""
-        return _prefetch((self.batch(number) for number in _count(start)), depth=2)
+        return _prefetch((self.batch(number) for number in itertools.count(start)), depth=2)
 
     def batch(self, number: int) -> Batch:
         """This rank's share of global batch ``number``."""
-        images: list[bytes] = []
+        pictures: list[Picture] = []
         captions: list[list[int]] = []
-        ids: list[str] = []
         digests: list[int] = []
         for lane in self._lanes:
-            lane_ids = []
-            for ref in self._order.lane_batch(lane, number):
+            refs = self._order.lane_batch(lane, number)
+            for ref in refs:
                 table = self._row_group(ref.row_group)
-                lane_ids.append(table["sample_id"][ref.row].as_py())
-                images.append(table["image"][ref.row].as_py())
+                sample_id, image = table["sample_id"][ref.row].as_py(), table["image"][ref.row].as_py()
+                pictures.append(Picture(image, sample_id, ref.lane_pass))
                 captions.append(table["tokens"][ref.row].as_py())
-            ids.extend(lane_ids)
-            digests.append(_digest(lane_ids))
+            digests.append(_digest([picture.sample_id for picture in pictures[-len(refs) :]]))
         tokenizer = self._dataset.tokenizer
-        tokens_BT = pad_tokens(captions, self._context_length, tokenizer.pad_id, tokenizer.end_id)
-        return Batch(torch.from_numpy(self._decode(images, ids)), tokens_BT, digests)
+        context_length = self._config.model.text.context_length
+        tokens_BT = pad_tokens(captions, context_length, tokenizer.pad_id, tokenizer.end_id)
+        return Batch(torch.from_numpy(self._decode(pictures)), tokens_BT, digests)
 
-    def _decode(self, images: list[bytes], ids: list[str]) -> np.ndarray:
+    def _decode(self, pictures: list[Picture]) -> np.ndarray:
         pixels: list[np.ndarray] = []
         try:
-            for decoded in self._decode_map(self._decode_one, images):
+            for decoded in self._decode_map(self._decode_one, pictures):
                 pixels.append(decoded)
         except ImageProblem as problem:
-            raise RunFailed(
-                f"sample {ids[len(pixels)]} of {self._dataset.store.uri} does not decode: {problem}"
-            ) from problem
+            sample_id = pictures[len(pixels)].sample_id
+            raise RunFailed(f"sample {sample_id} of {self._dataset.store.uri} does not decode: {problem}") from problem
         return np.stack(pixels)
 
-    def _decode_one(self, data: bytes) -> np.ndarray:
-        return model_pixels(decode_rgb(data, ImageLimits()), self._image_size)
+    def _decode_one(self, picture: Picture) -> np.ndarray:
+        return random_view(
+            decode_rgb(picture.encoded, ImageLimits()),
+            self._config.model.vision.image_size,
+            self._config.augment,
+            seed=self._config.seed,
+            sample_id=picture.sample_id,
+            lane_pass=picture.lane_pass,
+        )
 
     def _row_group(self, index: int) -> pa.Table:
         table = self._row_groups.get(index)
@@ -128,13 +146,7 @@ def _digest(sample_ids: list[str]) -> int:
     return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "little", signed=True)
 
 
-def _count(start: int) -> Iterator[int]:
-    while True:
-        yield start
-        start += 1
-
-
-def _prefetch(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+def _prefetch(batches: Iterator[Batch], depth: int) -> Generator[Batch]:
     ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
     stop = threading.Event()
 

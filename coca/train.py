@@ -22,7 +22,6 @@ from coca.feed import Batch, Feed, batch_digest, normalize
 from coca.losses import captioning_loss, contrastive_loss
 from coca.model import CoCa
 from coca.optim import Optimizer
-from coca.order import Order
 from coca.run_folder import RunFolder
 
 Report = Callable[[dict[str, Any]], None]
@@ -60,7 +59,7 @@ def train(
     # --- resume ----------------------------------------------------------------------------------------------------
     position = _resume(config, dataset, run, model, optimizer)
     wrapped = _parallelize(model, device)
-    batches = _open_batches(config, dataset, position)
+    batches = Feed(dataset, config, rank=rank(), world_size=world_size()).batches(position)
 
     # --- loop ------------------------------------------------------------------------------------------------------
     model.train()
@@ -109,25 +108,6 @@ def fit_to_dataset(config: TrainConfig, dataset: Dataset) -> TrainConfig:
         update={"vocab_size": dataset.tokenizer.vocab_size, "pad_id": dataset.tokenizer.pad_id}
     )
     return config.model_copy(update={"model": config.model.model_copy(update={"text": text})})
-
-
-def _open_batches(config: TrainConfig, dataset: Dataset, position: int) -> Any:
-    order = Order(
-        dataset.row_groups["selected"].to_numpy().astype("int64"),
-        lanes=config.lanes,
-        batch_size=config.batch_size,
-        window=config.shuffle_window,
-        seed=config.seed,
-    )
-    feed = Feed(
-        dataset,
-        order,
-        order.lanes_of(rank(), world_size()),
-        image_size=config.model.vision.image_size,
-        context_length=config.model.text.context_length,
-        window=config.shuffle_window,
-    )
-    return feed.batches(position)
 
 
 def _resume(config: TrainConfig, dataset: Dataset, run: RunFolder, model: CoCa, optimizer: Optimizer) -> int:

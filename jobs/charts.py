@@ -7,8 +7,9 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 # Drawn in colours that no chart uses, then replaced by what the page's style sheet names.
 _INK, _FIRST, _SECOND, _FAINT, _PAPER = "#010201", "#010202", "#010203", "#010204", "#010205"
@@ -38,7 +39,8 @@ _STYLE: dict[str, Any] = {
     "xtick.major.size": 0,
     "ytick.major.size": 0,
 }
-_SIZE_INCHES = (5.2, 3.1)
+_SIZE_INCHES = (5.6, 2.9)
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 Curve = tuple[str, Sequence[float]]
 
@@ -49,21 +51,17 @@ def draw_curves(steps: Sequence[int], curves: Sequence[Curve], description: str,
     def draw(axes: Axes) -> None:
         for (name, values), colour, dash in zip(curves, (_FIRST, _SECOND), ("-", (0, (4, 2))), strict=False):
             axes.plot(steps, values, color=colour, linestyle=dash, linewidth=1.8)
+            label = f"{name} {values[-1]:.3g}".strip()
             axes.annotate(
-                f" {name} {values[-1]:.3g}",
-                (steps[-1], values[-1]),
-                color=colour,
-                va="bottom",
-                ha="right",
-                xytext=(0, 5),
-                textcoords="offset points",
+                label, (steps[-1], values[-1]), color=colour, va="center", xytext=(6, 0), textcoords="offset points"
             )
         if log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(_PLAIN)
             axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("step")
-        axes.set_xlim(left=0)
-        axes.margins(y=0.12)
+        axes.set_xlim(0, steps[-1])
 
     return _svg(draw, description)
 
@@ -87,23 +85,21 @@ def draw_trials(trials: Sequence[dict[str, Any]], best: dict[str, Any], descript
             )
             text = f"{trial['score']:.3f}{' best' if chosen else ''}"
             axes.annotate(text, place, xytext=(0, 10), textcoords="offset points", ha="center")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        _set_weight_ticks(axes, trials)
+        axes.set_xlim(_set_weight_ticks(axes.xaxis, [trial["contrastive_weight"] for trial in trials]))
+        axes.set_ylim(_set_weight_ticks(axes.yaxis, [trial["captioning_weight"] for trial in trials]))
         axes.set_xlabel("contrastive weight")
         axes.set_ylabel("captioning weight")
 
     return _svg(draw, description)
 
 
-def _set_weight_ticks(axes: Axes, trials: Sequence[dict[str, Any]]) -> None:
-    for axis, name in ((axes.xaxis, "contrastive_weight"), (axes.yaxis, "captioning_weight")):
-        weights = [trial[name] for trial in trials]
-        low, high = min(weights) / 1.5, max(weights) * 1.7
-        axis.set_minor_locator(NullLocator())
-        axis.set_ticks([tick for tick in (0.125, 0.25, 0.5, 1, 2, 4, 8) if low <= tick <= high])
-        axis.axes.set(**{f"{axis.axis_name}lim": (low, high)})
+def _set_weight_ticks(axis: Axis, weights: Sequence[float]) -> tuple[float, float]:
+    """Ticks at powers of two; gives a range that holds all weights and at least 1/4 to 4."""
+    low, high = min(*weights, 0.25) / 1.4, max(*weights, 4.0) * 1.6
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_locator(FixedLocator([2.0**power for power in range(-6, 7) if low <= 2.0**power <= high]))
+    axis.set_major_formatter(_PLAIN)
+    return low, high
 
 
 def _svg(draw: Any, description: str) -> str:

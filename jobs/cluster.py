@@ -15,6 +15,7 @@ MIN_LOGICAL_CPUS = 4  # drivers, Ray Data and two training workers each need a s
 MAX_OBJECT_STORE_BYTES = 1 << 30
 MIN_OBJECT_STORE_BYTES = 128 << 20
 CONNECT_TIMEOUT_S = 10.0
+DASHBOARD_PORT = 8265
 
 
 @dataclass(frozen=True)
@@ -138,15 +139,31 @@ def _no_cluster(address: str, error: Exception) -> BadInput:
 def _start(num_cpus: int) -> Any:
     import ray
 
-    return ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=True,  # carries the Jobs API
-        dashboard_host="127.0.0.1",
-        object_store_memory=_object_store_bytes(),
-        log_to_driver=True,
-        logging_level=logging.WARNING,
-    )
+    port = _dashboard_port()
+    # Workers inherit it: Ray Train's own actors look for their dashboard, and lose their way among several Rays.
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    try:
+        return ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=True,  # carries the Jobs API
+            dashboard_host="127.0.0.1",
+            dashboard_port=port,
+            object_store_memory=_object_store_bytes(),
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+        )
+    finally:
+        del os.environ["RAY_API_SERVER_ADDRESS"]
+
+
+def _dashboard_port() -> int:
+    """Ray's usual port, or the next free one."""
+    for port in range(DASHBOARD_PORT, DASHBOARD_PORT + 100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise BadInput(f"ports {DASHBOARD_PORT} to {port} are all taken", "Stop what is left of other Rays")
 
 
 def _object_store_bytes() -> int:

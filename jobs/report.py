@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -21,14 +23,26 @@ class Answer:
     image: str
     """A data URI."""
     expected: str
+    """The true caption."""
     caption: str
     exact: bool
 
+    @classmethod
+    def judge(cls, image: str, accepted: Sequence[str], caption: str) -> "Answer":
+        """Beside the accepted caption that is nearest to what was written."""
+        expected = max(accepted, key=lambda text: _match(text, caption).ratio())
+        return cls(image, expected, caption, caption in accepted)
+
     @property
-    def differing(self) -> list[tuple[str, bool]]:
-        """The written words, each with whether the plainest true caption has it."""
-        true = set(self.expected.replace(",", "").split())
-        return [(word, word.replace(",", "") in true) for word in self.caption.split()]
+    def words(self) -> list[tuple[str, bool]]:
+        """The written words, each with whether the expected caption has it there."""
+        match = _match(self.expected, self.caption)
+        known = {block.b + offset for block in match.get_matching_blocks() for offset in range(block.size)}
+        return [(word, index in known) for index, word in enumerate(self.caption.split())]
+
+
+def _match(expected: str, written: str) -> SequenceMatcher:
+    return SequenceMatcher(None, expected.split(), written.split(), autojunk=False)
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,7 @@ def write_report(path: Path, data: ReportData) -> None:
     environment = Environment(
         loader=PackageLoader("jobs"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"duration": format_duration, "words": lambda text: text.replace("_", " ")}
+    environment.filters |= {"duration": _duration, "words": lambda text: text.replace("_", " ")}
     page = environment.get_template("report.html.j2").render(
         data=data,
         summary=data.summary,
@@ -74,8 +88,13 @@ def write_report(path: Path, data: ReportData) -> None:
         charts=_charts(data),
         one=_choose(data.one),
         two=_choose(data.two),
+        latency_ms=median(answer["latency_ms"] for answer in data.summary["serve"]["captions"]),
     )
     path.write_text(page, encoding="utf-8")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f}s" if seconds < 10 else format_duration(seconds)
 
 
 def _funnel(summary: dict[str, Any], planted: dict[str, int]) -> list[dict[str, Any]]:

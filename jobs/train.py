@@ -60,6 +60,8 @@ def _fit(config: TrainRunConfig, run: RunFolder) -> dict[str, Any]:
     # Read when the controller starts: how soon it sees that workers are up, done or dead (Ray's default is 2 s).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     import ray
+    # A drain notice has no reader here yet, and the watcher's start is logged as an error.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray.train.torch
 
     train_api: Any = ray.train  # its published types are those of the older Train V1

@@ -94,8 +94,11 @@ class FetchPart:
         for pair in part.to_pylist():
             pairs_of.setdefault(pair["url"], []).append(pair)
         held = _HeldBytes(MAX_PART_BYTES)
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._fetch_url(url, pairs, held)) for url, pairs in pairs_of.items()]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._fetch_url(url, pairs, held)) for url, pairs in pairs_of.items()]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None  # the first ended the others
         rows = [row for task in tasks for row in task.result()]
         return pa.Table.from_pylist(rows, schema=_FETCHED)
 

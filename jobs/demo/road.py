@@ -22,7 +22,7 @@ from jobs.demo.stages import STAGES, Folders, Result, Stage
 SUMMARY, REPORT = "summary.json", "report.html"
 
 # What the summary leaves to the stages' own markers: one entry for each picture.
-_LONG = ("captions", "captions_two_objects", "exact", "exact_two_objects")
+_LONG = ("captions", "captions_two_objects")
 
 
 def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
@@ -148,11 +148,12 @@ def _write_page(folders: Folders, summary: dict[str, Any], markers: dict[str, Re
     one = read_evaluation_set(str(folders.web.held_out_one))
     two = read_evaluation_set(str(folders.web.held_out_two))
 
-    def answers(images: list[bytes], truths: list[list[str]], written: list[str], exact: list[bool]) -> list[Answer]:
-        rows = zip(images, truths, written, exact, strict=True)
-        return [Answer(data_uri(image), truth[0], text, right) for image, truth, text, right in rows]
+    def answers(images: list[bytes], accepted: list[list[str]], written: list[str]) -> list[Answer]:
+        rows = zip(images, accepted, written, strict=True)
+        return [Answer.judge(data_uri(image), truths, text) for image, truths, text in rows]
 
-    images = [*one.images, *two.images]
+    images, accepted = [*one.images, *two.images], [*one.captions, *two.captions]
+    asked = served["pictures"]
     data = ReportData(
         summary=summary,
         stages=[
@@ -161,14 +162,15 @@ def _write_page(folders: Folders, summary: dict[str, Any], markers: dict[str, Re
         ],
         planted=results["web"]["rejected"],
         metrics=RunFolder(folders.run).read_metrics(),
-        one=answers(one.images, one.captions, evaluated["captions"], evaluated["exact"]),
-        two=answers(two.images, two.captions, evaluated["captions_two_objects"], evaluated["exact_two_objects"]),
+        one=answers(one.images, one.captions, evaluated["captions"]),
+        two=answers(two.images, two.captions, evaluated["captions_two_objects"]),
         scores=[Score(name, evaluated[value], evaluated[chance]) for name, value, chance in _SCORES],
-        served=[
-            Answer(data_uri(images[index]), row["expected"], row["caption"], row["exact"])
-            for index, row in zip(served["pictures"], served["captions"], strict=True)
-        ],
-        run=os.path.relpath(folders.run),
+        served=answers(
+            [images[index] for index in asked],
+            [accepted[index] for index in asked],
+            [row["caption"] for row in served["captions"]],
+        ),
+        run=_shown(folders.run),
     )
     write_report(folders.out / REPORT, data)
 
@@ -193,11 +195,16 @@ def _show_end(out: Path, summary: dict[str, Any]) -> None:
     if not summary["rejected_as_planted"]:
         click.echo("\n  the rejected links differ from the planted ones: compare them in the report")
     total = format_duration(sum(summary["wall_s"].values()))
-    shown = os.path.relpath(out)
+    shown = _shown(out)
     click.echo(f"\nThe whole road took {total}. Look at:")
     click.echo(f"  {shown}/{REPORT}   (open it in a browser)")
     click.echo(f"  {shown}/{SUMMARY}")
     click.echo(f"  coca serve --checkpoint {shown}/run")
+
+
+def _shown(path: Path) -> str:
+    """Relative to where the user stands, if below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """The stages of the demo, in the order data moves. Each can be killed and called again, and goes on."""
 
 import json
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -185,8 +186,6 @@ def evaluate_model(folders: Folders, config: DemoConfig) -> Result:
         "perplexity": perplexity(checkpoint, one),
         "captions": captions_one["captions"],
         "captions_two_objects": captions_two["captions"],
-        "exact": captions_one["exact"],
-        "exact_two_objects": captions_two["exact"],
     }
 
 
@@ -202,6 +201,7 @@ def serve_model(folders: Folders, config: DemoConfig) -> Result:
     two = read_evaluation_set(str(folders.web.held_out_two))
     pictures = list(zip([*one.images, *two.images], [*one.captions, *two.captions], strict=True))
     chosen = random.Random(config.seed).sample(range(len(pictures)), config.questions)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     connect()
     service = app.deploy(ServeConfig(checkpoint=str(folders.run), port=0))
     try:

@@ -6,25 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from coca.config import Preprocessing, TrainConfig
+from coca.config import AugmentConfig, Preprocessing, TrainConfig
 from coca.dataset import Dataset
 from coca.errors import RunFailed
 from coca.feed import Batch, Feed, batch_digest, normalize, pad_tokens
-from coca.order import Order
 
 MakeDataset = Callable[..., Dataset]
 
 
 def make_feed(dataset: Dataset, config: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
-    order = Order(
-        dataset.row_groups["selected"].to_numpy().astype("int64"),
-        lanes=config.lanes,
-        batch_size=config.batch_size,
-        window=config.shuffle_window,
-        seed=config.seed,
-    )
-    lanes = order.lanes_of(rank, world)
-    return Feed(dataset, order, lanes, image_size=16, context_length=12, window=config.shuffle_window)
+    return Feed(dataset, config, rank=rank, world_size=world)
 
 
 def test_ranks_together_see_the_batch_of_one_process(make_dataset: MakeDataset, tiny_train: TrainConfig) -> None:
@@ -82,11 +73,29 @@ def test_a_sample_that_does_not_decode_is_named(make_dataset: MakeDataset, tiny_
 
 def test_an_error_in_the_thread_reaches_the_caller(make_dataset: MakeDataset, tiny_train: TrainConfig) -> None:
     dataset = make_dataset()
-    (dataset.store.root and dataset.store).delete("samples/part-00001.parquet")
+    dataset.store.delete("samples/part-00001.parquet")
     batches = make_feed(dataset, tiny_train).batches(0)
     with pytest.raises(FileNotFoundError):
         for _ in range(12):
             _: Batch = next(batches)
+
+
+def test_views_change_from_pass_to_pass_and_with_nothing_else(
+    make_dataset: MakeDataset, tiny_train: TrainConfig
+) -> None:
+    config = tiny_train.model_copy(update={"augment": AugmentConfig(min_crop_area=0.3)})
+    dataset = make_dataset(files=(8,), rows_per_row_group=2)  # one pass is one batch
+    one, other = make_feed(dataset, config), make_feed(dataset, config, rank=1, world=2)
+    assert torch.equal(one.batch(0).pixels_BHWC, one.batch(0).pixels_BHWC)
+    assert torch.equal(other.batch(0).pixels_BHWC, one.batch(0).pixels_BHWC.view(4, 2, 16, 16, 3)[1::2].flatten(0, 1))
+
+    def by_caption(number: int) -> dict[tuple[int, ...], torch.Tensor]:
+        batch = one.batch(number)
+        return dict(zip(map(tuple, batch.tokens_BT.tolist()), batch.pixels_BHWC, strict=True))
+
+    first, second = by_caption(0), by_caption(1)
+    assert first.keys() == second.keys()
+    assert not all(torch.equal(first[caption], second[caption]) for caption in first)
 
 
 def test_tokens_are_padded_to_the_longest_and_cut_with_their_end() -> None:

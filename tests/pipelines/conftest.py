@@ -4,17 +4,25 @@ import asyncio
 import gzip
 import hashlib
 import io
+import itertools
+import json
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from coca.tokenizer import train_bpe
+from coca.tokenizer import Tokenizer, train_bpe
+from pipelines.config import RefreshConfig
+from pipelines.parts import FetchPart, PartDone, write_part
+from pipelines.staging import Staging
 
 
 def picture(name: str, size: tuple[int, int] = (80, 64), kind: str = "JPEG", mode: str = "RGB") -> bytes:
@@ -170,3 +178,49 @@ def pages() -> SimpleNamespace:
     """The makers of pages; test modules cannot import this file."""
     makers = (answer, image, in_turn, redirect, trickle, hang, endless, hang_up, not_http, gzipped, picture)
     return SimpleNamespace(**{maker.__name__: maker for maker in makers})
+
+
+@pytest.fixture
+def refresh_config(web: Web, tmp_path: Path, tokenizer_file: Path) -> Callable[..., RefreshConfig]:
+    """``refresh_config(pairs, **settings)``: a refresh of pairs (path or url, caption) into ``tmp_path/dataset``."""
+
+    numbers = itertools.count()
+
+    def build(pairs: list[tuple[str | None, str | None]], **settings: Any) -> RefreshConfig:
+        urls = [f"{web.url}{url}" if url and url.startswith("/") else url for url, _ in pairs]
+        links = pa.table({"url": pa.array(urls, pa.string()), "caption": pa.array([c for _, c in pairs], pa.string())})
+        path = tmp_path / f"links-{next(numbers)}.parquet"
+        pq.write_table(links, path)
+        values: dict[str, Any] = {
+            "to": str(tmp_path / "dataset"),
+            "tokenizer": str(tokenizer_file),
+            "links": {"uri": str(path)},
+            "fetch": {"allow_networks": ["127.0.0.0/8"], "timeout_s": 1.0, "retries": 1, "backoff_s": 0.01},
+            "image": {"limits": {"min_side": 32, "max_bytes": 100_000}},
+            "publish": {"rows_per_row_group": 4, "links_per_part": 8, "links_per_batch": 16},
+        }
+        for key, value in settings.items():
+            values[key] = {**values[key], **value} if isinstance(value, dict) else value
+        return RefreshConfig.model_validate(values)
+
+    return build
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stages of the job called one after the other in this process, for tests of what stands around them."""
+
+    def run_parts(
+        parts: list[pa.Table], config: RefreshConfig, staging: Staging, tokenizer: Tokenizer
+    ) -> Iterator[PartDone]:
+        fetch = FetchPart(config)
+        for part in parts:
+            report = write_part(
+                fetch(part),
+                staging=staging,
+                tokenizer=tokenizer,
+                rows_per_row_group=config.publish.rows_per_row_group,
+            ).to_pylist()[0]
+            yield PartDone(**{**report, "verdicts": Counter(json.loads(report["verdicts"]))})
+
+    monkeypatch.setattr("pipelines.run.run_parts", run_parts)
