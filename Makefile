@@ -3,17 +3,20 @@ OUT ?= runs/demo
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check bench soak format clean
+.PHONY: help install demo test check bench soak format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     the whole road, from a generated web to a served caption, into $(OUT)"
+	@echo "make install  .venv with everything but the developers' tools"
 	@echo "make test     the test suite"
 	@echo "make check    format, lint, types, then the tests (what CI runs)"
 	@echo "make bench    the benchmarks"
 	@echo "make soak     the long kill, fuzz and chaos runs"
 	@echo "make format   format and fix what can be fixed"
 	@echo "make clean    remove caches and build leftovers (keeps .venv and runs)"
+
+install: .venv/installed-all
 
 demo: .venv/installed-all
 	$(BIN)/coca demo --out $(OUT)

@@ -13,11 +13,13 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -26,9 +28,32 @@ from coca.errors import BadInput
 from coca.model import CoCa
 from coca.storage import Store
 from coca.tokenizer import Tokenizer
-from coca.typed_config import build_config
+from coca.typed_config import C, Config, build_config
 
 MANIFEST = "manifest.json"
+_DAMAGED = "The checkpoint is damaged: use another"
+_FOLDER = re.compile(r"step_(\d{9,})")
+Count = Annotated[int, Field(ge=0)]
+
+
+class ModelFile(Config):
+    """config.json."""
+
+    model: ModelConfig
+    """The architecture."""
+    step: Count
+    """Optimizer steps that made the weights."""
+    provenance: dict[str, Any]
+    """Dataset, its version, code version, seed."""
+
+
+class ResumeFile(Config):
+    """resume.json."""
+
+    position: Count
+    """Global batches consumed."""
+    fixed: dict[str, Any]
+    """Config fields that a resumed run must share."""
 
 
 @dataclass
@@ -42,6 +67,7 @@ class Checkpoint:
     step: int
     provenance: dict[str, Any]
     digest: str  # of the manifest, hence of every file
+    uri: str  # of the checkpoint's own folder, also where a run folder was named
 
 
 @dataclass
@@ -67,46 +93,49 @@ def save_checkpoint(
     """Write a checkpoint folder ``path`` of ``store``; it counts only once its manifest, the last file, is there."""
     files = {
         "model.safetensors": safetensors.torch.save(_contiguous(model.state_dict())),
-        "config.json": _json({"model": model.config.model_dump(), "step": step, "provenance": provenance}),
+        "config.json": _json(ModelFile(model=model.config, step=step, provenance=provenance)),
         "tokenizer.json": tokenizer.to_json().encode(),
-        "preprocessing.json": _json(preprocessing.model_dump()),
+        "preprocessing.json": _json(preprocessing),
     }
     if resume is not None:
         tensors = {**resume.optimizer, "rng/torch": torch.get_rng_state()}
         files["optimizer.safetensors"] = safetensors.torch.save(_contiguous(tensors))
-        files["resume.json"] = _json({"position": resume.position, "fixed": resume.fixed})
+        files["resume.json"] = _json(ResumeFile(position=resume.position, fixed=resume.fixed))
     store.delete(path)
     for name, data in files.items():
         store.write(f"{path}/{name}", data)
-    entries = {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()}
-    store.write(f"{path}/{MANIFEST}", _json({"files": entries}))
+    entries = {name: _entry(data) for name, data in files.items()}
+    store.write(f"{path}/{MANIFEST}", json.dumps({"files": entries}, indent=1).encode())
 
 
 def load_checkpoint(uri: str) -> Checkpoint:
     """A checkpoint by its uri; a run folder gives its newest one. The model is float32, in eval mode.
 
     Raises:
-        BadInput: nothing there, a file missing or changed since the manifest was written, or weights that do not fit.
+        BadInput: nothing there, a file missing or changed since the manifest was written, or parts that do not fit.
     """
-    store = Store(uri)
-    if not store.exists(MANIFEST) and store.exists("checkpoints"):
-        steps = list_checkpoints(store)
-        if steps:
-            store = store.child(checkpoint_path(steps[-1]))
+    store = _newest(Store(uri))
     files, digest = _read_verified(store, ("model.safetensors", "config.json", "tokenizer.json", "preprocessing.json"))
-    values = _parse(files["config.json"], store, "config.json")
-    config = build_config(ModelConfig, values.get("model", {}))
-    model = CoCa(config)
-    _load_weights(model, _tensors(files["model.safetensors"], store, "model.safetensors"), store.uri)
-    tokenizer = Tokenizer.from_json(files["tokenizer.json"].decode(), source=f"{store.uri}/tokenizer.json")
-    if tokenizer.vocab_size > config.text.vocab_size:
-        raise BadInput(
-            f"{store.uri}: the tokenizer has {tokenizer.vocab_size} entries, the model {config.text.vocab_size}",
-            "Tokenizer and weights do not belong together: restore the checkpoint",
-        )
-    preprocessing = build_config(Preprocessing, _parse(files["preprocessing.json"], store, "preprocessing.json"))
-    provenance = values.get("provenance", {})
-    return Checkpoint(model.eval(), tokenizer, preprocessing, config, int(values.get("step", 0)), provenance, digest)
+    described = _parse(ModelFile, files["config.json"], store, "config.json")
+    preprocessing = _parse(Preprocessing, files["preprocessing.json"], store, "preprocessing.json")
+    tokenizer = _tokenizer(files["tokenizer.json"], store)
+    _check_parts(described.model, tokenizer, preprocessing, store)
+    tensors = _tensors(files["model.safetensors"], store, "model.safetensors")
+    # Held against the shapes alone first: a config that asks for more than there is takes no memory.
+    with torch.device("meta"):
+        model = CoCa(described.model)
+    _check_weights(model, tensors, store.uri)
+    model.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
+    return Checkpoint(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        preprocessing=preprocessing,
+        config=described.model,
+        step=described.step,
+        provenance=described.provenance,
+        digest=digest,
+        uri=store.uri,
+    )
 
 
 def load_model(uri: str) -> CoCa:
@@ -120,51 +149,108 @@ def load_resume(store: Store, path: str, model: CoCa) -> ResumeState:
     Raises:
         BadInput: the checkpoint is damaged or holds no resume state.
     """
-    files, _ = _read_verified(store.child(path), ("model.safetensors", "optimizer.safetensors", "resume.json"))
-    _load_weights(model, _tensors(files["model.safetensors"], store, "model.safetensors"), f"{store.uri}/{path}")
-    optimizer = _tensors(files["optimizer.safetensors"], store, "optimizer.safetensors")
+    files = _read_resume(store, path)
+    folder = store.child(path)
+    weights = _tensors(files["model.safetensors"], folder, "model.safetensors")
+    _check_weights(model, weights, folder.uri)
+    model.load_state_dict(weights)
+    optimizer = _tensors(files["optimizer.safetensors"], folder, "optimizer.safetensors")
     torch.set_rng_state(optimizer.pop("rng/torch"))
-    values = _parse(files["resume.json"], store, "resume.json")
-    return ResumeState(optimizer, values["position"], values["fixed"])
+    values = _parse(ResumeFile, files["resume.json"], folder, "resume.json")
+    return ResumeState(optimizer, values.position, values.fixed)
+
+
+def read_fixed(store: Store, path: str) -> dict[str, Any]:
+    """The config fields that a run resumed from ``path`` must share.
+
+    Raises:
+        BadInput: any file of the checkpoint is damaged, or it holds no resume state.
+    """
+    return _parse(ResumeFile, _read_resume(store, path)["resume.json"], store.child(path), "resume.json").fixed
 
 
 def checkpoint_path(step: int) -> str:
+    """Where a run folder keeps the checkpoint of a step."""
     return f"checkpoints/step_{step:09d}"
+
+
+def checkpoint_step(name: str) -> int | None:
+    """The step of a checkpoint folder's name; None for a folder that is none of ours."""
+    match = _FOLDER.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def list_checkpoints(run: Store) -> list[int]:
     """Steps of the whole checkpoints of a run folder, ascending: those with a manifest."""
-    names = (name for name in run.list("checkpoints") if name.startswith("step_"))
-    return sorted(int(n.removeprefix("step_")) for n in names if run.exists(f"checkpoints/{n}/{MANIFEST}"))
+    steps = (checkpoint_step(name) for name in run.list("checkpoints"))
+    return sorted(step for step in steps if step is not None and run.exists(f"{checkpoint_path(step)}/{MANIFEST}"))
+
+
+def _newest(store: Store) -> Store:
+    """A run folder's newest checkpoint; any other folder as it is."""
+    if store.exists(MANIFEST):
+        return store
+    steps = list_checkpoints(store)
+    if steps:
+        return store.child(checkpoint_path(steps[-1]))
+    if store.exists("config.yaml"):
+        raise BadInput(f"the run {store.uri} has no whole checkpoint yet", "Start its `coca train` again and wait")
+    return store
+
+
+def _read_resume(store: Store, path: str) -> dict[str, bytes]:
+    try:
+        return _read_verified(store.child(path), ("model.safetensors", "optimizer.safetensors", "resume.json"))[0]
+    except BadInput as problem:
+        raise BadInput(problem.cause, f"Remove {store.uri}/{path} to go on from the checkpoint before it") from None
 
 
 def _read_verified(store: Store, names: tuple[str, ...]) -> tuple[dict[str, bytes], str]:
     try:
         manifest = store.read(MANIFEST)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise BadInput(
             f"{store.uri} is not a checkpoint: it holds no {MANIFEST}",
             "Name a folder that `coca train` wrote",
         ) from None
-    entries = _parse(manifest, store, MANIFEST).get("files", {})
+    entries = _read_json(manifest, store, MANIFEST).get("files")
     files = {}
     for name in names:
-        if name not in entries:
+        if not isinstance(entries, dict) or name not in entries:
             raise BadInput(f"{store.uri} lists no {name}", "It cannot be used for this: name another checkpoint")
         try:
             data = store.read(name)
         except FileNotFoundError:
-            raise BadInput(f"{store.uri}/{name} is missing", "The checkpoint is damaged: use another") from None
-        if len(data) != entries[name]["bytes"] or _sha256(data) != entries[name]["sha256"]:
-            raise BadInput(
-                f"{store.uri}/{name} does not match its SHA-256 in the manifest",
-                "The checkpoint is damaged: use another",
-            )
+            raise BadInput(f"{store.uri}/{name} is missing", _DAMAGED) from None
+        if entries[name] != _entry(data):
+            raise BadInput(f"{store.uri}/{name} does not match its SHA-256 in the manifest", _DAMAGED)
         files[name] = data
     return files, _sha256(manifest)[:16]
 
 
-def _load_weights(model: CoCa, tensors: dict[str, Tensor], source: str) -> None:
+def _tokenizer(data: bytes, store: Store) -> Tokenizer:
+    source = f"{store.uri}/tokenizer.json"
+    try:
+        return Tokenizer.from_json(data.decode(), source=source)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{source} is not text: {error}", _DAMAGED) from None
+
+
+def _check_parts(config: ModelConfig, tokenizer: Tokenizer, preprocessing: Preprocessing, store: Store) -> None:
+    """Each part may be whole and yet belong to another model."""
+    way_out = "The files do not belong together: restore the checkpoint"
+    if tokenizer.vocab_size > config.text.vocab_size:
+        entries = f"the tokenizer has {tokenizer.vocab_size} entries, the model {config.text.vocab_size}"
+        raise BadInput(f"{store.uri}: {entries}", way_out)
+    if tokenizer.pad_id != config.text.pad_id:
+        padding = f"the tokenizer pads with {tokenizer.pad_id}, the model with {config.text.pad_id}"
+        raise BadInput(f"{store.uri}: {padding}", way_out)
+    if preprocessing.image_size != config.vision.image_size:
+        sizes = f"preprocessing gives {preprocessing.image_size} pixels, the model takes {config.vision.image_size}"
+        raise BadInput(f"{store.uri}: {sizes}", way_out)
+
+
+def _check_weights(model: CoCa, tensors: dict[str, Tensor], source: str) -> None:
     expected = model.state_dict()
     problems = [f"{key} is missing" for key in expected if key not in tensors]
     problems += [f"{key} is unknown" for key in tensors if key not in expected]
@@ -176,23 +262,29 @@ def _load_weights(model: CoCa, tensors: dict[str, Tensor], source: str) -> None:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise BadInput(f"{source} does not fit its config: {'; '.join(problems[:3])}{more}", "Use another checkpoint")
-    model.load_state_dict(tensors)
 
 
 def _tensors(data: bytes, store: Store, name: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except SafetensorError as error:
-        raise BadInput(f"{store.uri}/{name} is not a safetensors file: {error}", "Use another checkpoint") from None
+        raise BadInput(f"{store.uri}/{name} is not a safetensors file: {error}", _DAMAGED) from None
 
 
-def _parse(data: bytes, store: Store, name: str) -> dict[str, Any]:
+def _parse(kind: type[C], data: bytes, store: Store, name: str) -> C:
+    try:
+        return build_config(kind, _read_json(data, store, name))
+    except BadInput as problem:
+        raise BadInput(f"{store.uri}/{name}: {problem.cause}", _DAMAGED) from None
+
+
+def _read_json(data: bytes, store: Store, name: str) -> dict[str, Any]:
     try:
         values = json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{store.uri}/{name} is not JSON: {error}", "The checkpoint is damaged: use another") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{store.uri}/{name} is not JSON: {error}", _DAMAGED) from None
     if not isinstance(values, dict):
-        raise BadInput(f"{store.uri}/{name} holds no JSON object", "The checkpoint is damaged: use another")
+        raise BadInput(f"{store.uri}/{name} holds no JSON object", _DAMAGED)
     return values
 
 
@@ -200,8 +292,12 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
 
 
-def _json(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, indent=1).encode()
+def _json(values: Config) -> bytes:
+    return json.dumps(values.model_dump(mode="json"), indent=1).encode()
+
+
+def _entry(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": _sha256(data)}
 
 
 def _sha256(data: bytes) -> str:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from coca.typed_config import Config
 
 Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -94,7 +95,7 @@ class Preprocessing(Config):
     """Short side after resizing and side of the centre crop, pixels."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Subtracted per channel, on the scale 0..1."""
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 0.5, 0.5)
     """Divided by per channel, after the mean."""
 
 

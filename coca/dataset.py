@@ -48,7 +48,7 @@ class Dataset:
     @cached_property
     def row_groups(self) -> pa.Table:
         """The row-group index (contract.ROW_GROUPS), in the order of the samples files."""
-        data = self.store.read(self.record.row_groups_path)
+        data = self._read(self.record.row_groups_path)
         if hashlib.sha256(data).hexdigest() != self.record.row_groups_sha256:
             raise BadInput(
                 f"{self.store.uri}/{self.record.row_groups_path} does not match its digest",
@@ -59,7 +59,8 @@ class Dataset:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         stamp = self.record.tokenizer
-        tokenizer = Tokenizer.from_json(self.store.read(stamp.path).decode(), source=f"{self.store.uri}/{stamp.path}")
+        text = self._read(stamp.path).decode(errors="replace")
+        tokenizer = Tokenizer.from_json(text, source=f"{self.store.uri}/{stamp.path}")
         if tokenizer.fingerprint != stamp.fingerprint:
             raise BadInput(
                 f"{self.store.uri}/{stamp.path} has fingerprint {tokenizer.fingerprint}",
@@ -98,10 +99,24 @@ class Dataset:
             return table.filter(notes["selected"])
         return table.append_column("selected", notes["selected"]).append_column("reason", notes["reason"])
 
+    def _read(self, path: str) -> bytes:
+        try:
+            return self.store.read(path)
+        except FileNotFoundError:
+            raise self._damaged(path, "is missing") from None
+
     def _read_parquet(self, path: str, row_group: int, columns: list[str]) -> pa.Table:
-        # partitioning=None and an explicit filesystem: a `key=value` in the path is no column.
-        with self.store.filesystem.open_input_file(self.store.path(path)) as source:
-            return pq.ParquetFile(source).read_row_group(row_group, columns=columns)
+        try:
+            # Opened here, so that a `key=value` in the path is no column.
+            with self.store.filesystem.open_input_file(self.store.path(path)) as source:
+                return pq.ParquetFile(source).read_row_group(row_group, columns=columns)
+        except FileNotFoundError:
+            raise self._damaged(path, "is missing") from None
+        except pa.ArrowInvalid as error:
+            raise self._damaged(path, f"cannot be read: {error}") from None
+
+    def _damaged(self, path: str, problem: str) -> BadInput:
+        return BadInput(f"{self.store.uri}/{path} {problem}", "The dataset is damaged: restore the file")
 
 
 def _read_record(store: Store, version: int) -> VersionRecord:

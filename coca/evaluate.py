@@ -50,6 +50,8 @@ def read_evaluation_set(uri: str) -> EvaluationSet:
         raise BadInput(f"there is no evaluation set {uri}", "Give --data a Parquet file") from None
     except pa.ArrowInvalid as error:
         raise BadInput(f"{uri} is not Parquet: {error}", "Give --data a Parquet file") from None
+    except OSError as error:  # a folder, say
+        raise BadInput(f"cannot read the evaluation set {uri}: {error}", "Give --data a Parquet file") from None
     for column in ("image", "captions"):
         if column not in table.column_names:
             raise BadInput(
@@ -58,12 +60,22 @@ def read_evaluation_set(uri: str) -> EvaluationSet:
             )
     if table.num_rows == 0:
         raise BadInput(f"{uri} has no rows", "Give --data a set with pictures")
-    captions = table["captions"].to_pylist()
-    empty = next((index for index, texts in enumerate(captions) if not texts), None)
+    labels = _column(table, "label", pa.string(), uri) if "label" in table.column_names else None
+    images, captions = _column(table, "image", pa.binary(), uri), _column(table, "captions", pa.list_(pa.string()), uri)
+    empty = next((index for index, texts in enumerate(captions) if not texts or None in texts), None)
     if empty is not None:
-        raise BadInput(f"{uri}: row {empty} has no captions", "Give every picture at least one")
-    labels = table["label"].to_pylist() if "label" in table.column_names else None
-    return EvaluationSet(table["image"].to_pylist(), captions, labels)
+        raise BadInput(f"{uri}: row {empty} has no captions", "Give every picture at least one, and none that is null")
+    return EvaluationSet(images, captions, labels)
+
+
+def _column(table: pa.Table, name: str, kind: pa.DataType, uri: str) -> list[Any]:
+    column = table[name]
+    if column.null_count:
+        raise BadInput(f"{uri}: column {name!r} has {column.null_count} nulls", "Remove those rows")
+    try:
+        return list(column.cast(kind).to_pylist())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise BadInput(f"{uri}: column {name!r} holds {column.type}, not {kind}", "Write it in that type") from None
 
 
 def evaluate_captions(checkpoint: Checkpoint, data: EvaluationSet) -> dict[str, Any]:

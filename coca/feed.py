@@ -150,19 +150,21 @@ def _prefetch(batches: Iterator[Batch], depth: int) -> Generator[Batch]:
     ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
     stop = threading.Event()
 
+    def offer(item: Batch | BaseException) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
     def work() -> None:
         try:
             for batch in batches:
-                while not stop.is_set():
-                    try:
-                        ready.put(batch, timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
+                offer(batch)
                 if stop.is_set():
                     return
         except BaseException as error:  # handed to the consumer, which raises it
-            ready.put(error)
+            offer(error)
 
     thread = threading.Thread(target=work, name="feed", daemon=True)
     thread.start()

@@ -58,7 +58,9 @@ class CoCa(nn.Module):
                 nn.init.zeros_(parameter)
             elif name.endswith("queries_QD"):
                 nn.init.normal_(parameter)
-            elif name.endswith(("positions_SD", "positions_TD", "embedding_token_D", "token_embedding.weight")):
+            elif name.endswith("positions_SD"):
+                nn.init.normal_(parameter, std=0.7)  # as loud as the patches, whose pixels run from -1 to 1
+            elif name.endswith(("positions_TD", "embedding_token_D", "token_embedding.weight")):
                 nn.init.normal_(parameter, std=0.1)
             elif parameter.ndim >= 2:
                 nn.init.trunc_normal_(parameter, std=parameter[0].numel() ** -0.5)

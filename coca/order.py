@@ -88,7 +88,7 @@ class Order:
         if len(filled) < lanes:
             raise BadInput(
                 f"the dataset has {len(filled)} row groups with selected samples, too few for lanes = {lanes}",
-                f"Use at most {len(filled)} lanes, or write smaller row groups (publish.rows_per_row_group)",
+                f"{_fewer_lanes(len(filled), batch_size)} smaller row groups (publish.rows_per_row_group)",
             )
         self.per_lane = batch_size // lanes
         self.lanes = [
@@ -114,6 +114,11 @@ def check_world_size(lanes: int, world_size: int) -> None:
     """Raises BadInput, naming the sizes that work, unless ``world_size`` divides ``lanes``."""
     if lanes % world_size:
         raise BadInput(f"{world_size} workers do not divide lanes = {lanes}", f"Use {_divisors(lanes)} workers")
+
+
+def _fewer_lanes(most: int, batch_size: int) -> str:
+    fitting = max((lanes for lanes in range(1, most + 1) if batch_size % lanes == 0), default=0)
+    return f"Set train.lanes={fitting}, or write" if fitting else "Write"
 
 
 def _divisors(number: int) -> str:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from coca.checkpoint import checkpoint_path, list_checkpoints
+from coca.checkpoint import checkpoint_path, checkpoint_step, list_checkpoints
 from coca.errors import BadInput
 from coca.storage import Store
 
@@ -19,6 +19,9 @@ class RunFolder:
         if self.store.is_s3:
             raise BadInput(f"--out {path}: a run folder cannot lie on S3 yet", "Give a path on local or shared disk")
         self.path = Path(self.store.root)
+        above = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
+        if not above.is_dir():
+            raise BadInput(f"--out {path}: {above} is a file", "Give a folder")
 
     @property
     def exists(self) -> bool:
@@ -33,10 +36,10 @@ class RunFolder:
         return steps[-1] if steps else None
 
     def keep_newest(self, count: int) -> None:
-        """Remove older checkpoints, and folders that never got a manifest."""
+        """Remove older checkpoints, and those that never got a manifest; a folder with another name is not ours."""
         keep = {checkpoint_path(step).split("/")[1] for step in list_checkpoints(self.store)[-count:]}
         for name in self.store.list("checkpoints"):
-            if name not in keep:
+            if checkpoint_step(name) is not None and name not in keep:
                 self.store.delete(f"checkpoints/{name}")
 
     def append_metrics(self, row: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ Run it under plain Python, torchrun or Ray Train: whoever starts it has initiali
 more than one rank.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -75,7 +76,8 @@ def train(
 
             last = position == config.steps
             stopping = should_stop()
-            if position % config.log_every == 0 or last or stopping:
+            # Gradients that are no numbers end the run at once: no checkpoint holds what they made of the weights.
+            if position % config.log_every == 0 or last or stopping or not math.isfinite(grad_norm):
                 row = _metrics(config, optimizer, position, batch, losses, grad_norm)
                 now = time.perf_counter()
                 rate = (position - logged_step) * config.batch_size / (now - logged_at)
@@ -112,6 +114,12 @@ def fit_to_dataset(config: TrainConfig, dataset: Dataset) -> TrainConfig:
 
 def _resume(config: TrainConfig, dataset: Dataset, run: RunFolder, model: CoCa, optimizer: Optimizer) -> int:
     step = run.latest_step()
+    seen = all_gather_list([-1 if step is None else step])
+    if any(other != seen[0] for other in seen):
+        raise BadInput(
+            f"the workers see different checkpoints in {run.path}: newest steps {sorted(other[0] for other in seen)}",
+            "Give --out a folder that every worker shares",
+        )
     if step is None:
         if rank() == 0:
             run.forget_metrics_after(0)
@@ -128,18 +136,34 @@ def fixed_fields(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
     """What a resumed run must share with the run it continues, flat: everything that decides its numbers."""
     changeable = {"log_every", "checkpoint_every", "keep_checkpoints"}
     values = config.model_dump(mode="json", exclude=changeable)
-    values["data"] = {"version": dataset.record.version, "row_groups": dataset.record.row_groups_sha256}
+    record = dataset.record
+    values["data"] = {
+        "version": record.version,
+        "row_groups": record.row_groups_sha256,
+        "tokenizer": record.tokenizer.fingerprint,
+    }
     return _flatten(values)
 
 
 def check_same_run(saved: dict[str, Any], wanted: dict[str, Any], run: RunFolder) -> None:
-    """Raises BadInput, naming the first field that differs, unless a run can go on under ``wanted``."""
-    for name in sorted(saved.keys() | wanted.keys()):
-        if saved.get(name) != wanted.get(name):
-            raise BadInput(
-                f"{run.path} was started with {name} = {saved.get(name)!r}, now it is {wanted.get(name)!r}",
-                "Give the old value to go on, or another --out for a new run",
-            )
+    """Raises BadInput, naming what differs, unless a run can go on under ``wanted``."""
+    differing = [name for name in sorted(saved.keys() | wanted.keys()) if saved.get(name) != wanted.get(name)]
+    if not differing:
+        return
+    own_dataset = "Give the dataset it was started with, or another --out for a new run"
+    if "data.tokenizer" in differing:
+        raise BadInput(
+            f"{run.path} was started on tokens of the tokenizer {saved.get('data.tokenizer')}, this dataset was written"
+            f" by {wanted['data.tokenizer']}",
+            own_dataset,
+        )
+    if "data.row_groups" in differing and "data.version" not in differing:
+        raise BadInput(f"{run.path} was started on another dataset", own_dataset)
+    name = "data.version" if "data.version" in differing else differing[0]
+    raise BadInput(
+        f"{run.path} was started with {name} = {saved.get(name)!r}, now it is {wanted.get(name)!r}",
+        "Give the old value to go on, or another --out for a new run",
+    )
 
 
 def _parallelize(model: CoCa, device: torch.device) -> torch.nn.Module:

@@ -51,8 +51,9 @@ def build_config(kind: type[C], values: Mapping[str, Any]) -> C:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"cannot read the config file {path}: {error.strerror}", "Give --config a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        problem = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise BadInput(f"cannot read the config file {path}: {problem}", "Give --config a YAML file") from None
     except yaml.YAMLError as error:
         problem = str(error).replace("\n", " ")
         raise BadInput(f"{path} is not YAML: {problem}", "Mend the file") from None

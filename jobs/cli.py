@@ -29,9 +29,9 @@ EXAMPLES = """\b
 Examples:
   coca demo
   coca data refresh --links links.parquet --to data/mine --tokenizer tokenizer.json
-  coca train --data data/mine --out runs/first --workers 2
+  coca train --data data/mine --out runs/first --recipe scenes --workers 2
   coca serve --checkpoint runs/first --port 8000
-  coca submit --address http://head:8265 -- train --data s3://bucket/mine --out s3://bucket/run
+  coca submit --address http://head:8265 -- train --data s3://bucket/mine --out /shared/runs/first
 """
 
 

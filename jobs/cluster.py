@@ -141,6 +141,7 @@ def _start(num_cpus: int) -> Any:
 
     port = _dashboard_port()
     # Workers inherit it: Ray Train's own actors look for their dashboard, and lose their way among several Rays.
+    before = os.environ.get("RAY_API_SERVER_ADDRESS")
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     try:
         return ray.init(
@@ -154,7 +155,10 @@ def _start(num_cpus: int) -> Any:
             logging_level=logging.WARNING,
         )
     finally:
-        del os.environ["RAY_API_SERVER_ADDRESS"]
+        if before is None:
+            del os.environ["RAY_API_SERVER_ADDRESS"]
+        else:
+            os.environ["RAY_API_SERVER_ADDRESS"] = before
 
 
 def _dashboard_port() -> int:

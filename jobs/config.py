@@ -1,8 +1,8 @@
 """Where and on what a training run or a search of the loss weights works; what decides its numbers is coca.config."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from coca.config import TrainConfig
 from coca.typed_config import Config
@@ -64,3 +64,11 @@ class TuneConfig(Config):
     """The workers of each trial."""
     train: TrainConfig = TrainConfig()
     """The run of each trial, but for its loss weights."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.smallest_weight > self.largest_weight:
+            raise ValueError(
+                f"smallest_weight = {self.smallest_weight:g} is above largest_weight = {self.largest_weight:g}"
+            )
+        return self

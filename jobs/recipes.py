@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from coca.config import ModelConfig, OptimizerConfig, TextConfig, TrainConfig, VisionConfig
+from coca.config import AugmentConfig, ModelConfig, OptimizerConfig, TextConfig, TrainConfig, VisionConfig
 from coca.errors import BadInput
 
 
@@ -29,8 +29,9 @@ def scenes() -> TrainConfig:
             caption_queries=36,
             pooler_heads=4,
         ),
-        optimizer=OptimizerConfig(name="muon", learning_rate=2e-3, muon_learning_rate=0.02, weight_decay=0.01),
-        steps=600,
+        augment=AugmentConfig(min_crop_area=0.92),
+        optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, muon_learning_rate=0.015, weight_decay=0.01),
+        steps=1000,
         batch_size=96,
         lanes=12,
         log_every=10,

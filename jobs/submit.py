@@ -138,7 +138,7 @@ def _command_words(command: Sequence[str]) -> list[str]:
     words = list(command[1:] if command and command[0] == "coca" else command)
     if not words:
         raise BadInput(
-            "no command to submit", "For example `coca submit -- train --data s3://bucket/data --out s3://bucket/run`"
+            "no command to submit", "For example `coca submit -- train --data s3://bucket/data --out /shared/run`"
         )
     if words[0] not in COMMANDS:
         raise BadInput(f"unknown command {words[0]!r}", f"Did you mean `coca submit -- {nearest_command(words[0])}`?")

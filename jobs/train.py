@@ -3,20 +3,31 @@
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from coca.dataset import Dataset
+from coca.checkpoint import checkpoint_path, read_fixed
+from coca.config import TrainConfig
+from coca.dataset import Dataset, list_versions
 from coca.errors import BadInput
-from coca.order import check_world_size
 from coca.progress import Progress
 from coca.run_folder import RunFolder
-from jobs.config import TrainRunConfig
+from coca.storage import Store
+from jobs.config import TrainRunConfig, WorkersConfig
 
 
-def run_training(config: TrainRunConfig, *, must_be_new: bool = False, show_progress: bool = True) -> dict[str, Any]:
-    """Train to ``config.train.steps``; an existing run goes on from its newest checkpoint. Ray must be connected.
+def run_training(
+    config: TrainRunConfig,
+    *,
+    must_be_new: bool = False,
+    show_progress: bool = True,
+    start_ray: Callable[[], object] | None = None,
+) -> dict[str, Any]:
+    """Train to ``config.train.steps``; an existing run goes on from its newest checkpoint.
+
+    Args:
+        start_ray: called once everything that can be checked without Ray is; by default Ray is connected already.
 
     Returns:
         What `coca.train.train` returns, with ``run``, ``workers`` and ``resumed_from`` (step or None).
@@ -24,35 +35,66 @@ def run_training(config: TrainRunConfig, *, must_be_new: bool = False, show_prog
     Raises:
         BadInput: before any worker starts, for whatever can be known then.
     """
-    dataset = Dataset(config.data, config.version)
     run = RunFolder(config.out)
-    _check(config, dataset, run, must_be_new)
+    if must_be_new and run.exists:
+        raise BadInput(f"{run.path} holds a run already", "Drop --must-be-new to go on with it, or give another --out")
+    resumed_from = run.latest_step()
+    saved = None if resumed_from is None else read_fixed(run.store, checkpoint_path(resumed_from))
+    dataset = open_dataset(config.data, config.version, (saved or {}).get("data.version"))
+    check_fit(config.train, config.workers, dataset)
+    if saved is not None:
+        _check_same_run(config.train, dataset, run, saved)
+    if start_ray is not None:
+        start_ray()
+    _check_cluster(config.workers)
     # The version is part of what a run is: a refresh meanwhile must not change a resumed one.
     config = config.model_copy(
         update={"data": dataset.store.uri, "version": dataset.record.version, "out": str(run.path)}
     )
-    resumed_from = run.latest_step()
-    if not run.exists:
-        run.start(config.to_yaml())
+    run.start(config.to_yaml())
     with _follow(run, config.train.steps, resumed_from or 0, show_progress):
         result = _fit(config, run)
     return {"run": str(run.path), "workers": config.workers.count, "resumed_from": resumed_from, **result}
 
 
-def _check(config: TrainRunConfig, dataset: Dataset, run: RunFolder, must_be_new: bool) -> None:
-    if must_be_new and run.exists:
-        raise BadInput(f"{run.path} holds a run already", "Drop --must-be-new to go on with it, or give another --out")
-    check_world_size(config.train.lanes, config.workers.count)
+def open_dataset(uri: str, version: int | None, begun_with: int | None) -> Dataset:
+    """The version that is asked for, else the one that the work to go on with began with, else the newest."""
+    if version is None and begun_with in list_versions(Store(uri)):
+        version = begun_with
+    return Dataset(uri, version)
+
+
+def check_fit(config: TrainConfig, workers: WorkersConfig, dataset: Dataset) -> None:
+    """Raises BadInput for what every worker would raise: dataset, lanes and number of workers do not fit."""
+    from coca.feed import Feed
+    from coca.train import fit_to_dataset
+
     if dataset.record.selected == 0:
         raise BadInput(f"{dataset.store.uri} version {dataset.record.version} has no selected samples", "Refresh it")
+    Feed(dataset, fit_to_dataset(config, dataset), rank=0, world_size=workers.count)
+
+
+def _check_same_run(config: TrainConfig, dataset: Dataset, run: RunFolder, saved: dict[str, Any]) -> None:
+    from coca.train import check_same_run, fit_to_dataset, fixed_fields
+
+    check_same_run(saved, fixed_fields(fit_to_dataset(config, dataset), dataset), run)
+
+
+def _check_cluster(workers: WorkersConfig) -> None:
     import ray
 
-    free = ray.cluster_resources().get("CPU", 0)
-    wanted = config.workers.count * config.workers.cpus
-    if wanted > free:
+    there = ray.cluster_resources()
+    cpus, gpus = there.get("CPU", 0), there.get("GPU", 0)
+    wanted = workers.count * workers.cpus
+    if wanted > cpus:
         raise BadInput(
-            f"{config.workers.count} workers of {config.workers.cpus:g} CPUs need {wanted:g}, the cluster has {free:g}",
+            f"{workers.count} workers of {workers.cpus:g} CPUs need {wanted:g}, the cluster has {cpus:g}",
             "Use fewer --workers or a lower workers.cpus",
+        )
+    if workers.use_gpu and workers.count > gpus:
+        raise BadInput(
+            f"{workers.count} workers need a GPU each, the cluster has {gpus:g}",
+            "Use fewer --workers, or set workers.use_gpu=false",
         )
 
 
@@ -60,6 +102,7 @@ def _fit(config: TrainRunConfig, run: RunFolder) -> dict[str, Any]:
     # Read when the controller starts: how soon it sees that workers are up, done or dead (Ray's default is 2 s).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     import ray
+
     # A drain notice has no reader here yet, and the watcher's start is logged as an error.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray.train.torch

@@ -3,37 +3,45 @@
 import json
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from coca.config import LossConfig
-from coca.dataset import Dataset
 from coca.errors import BadInput, RunFailed
 from coca.evaluate import evaluate_retrieval, perplexity, read_evaluation_set
 from coca.progress import Progress
 from coca.run_folder import RunFolder
 from coca.storage import Store, open_file
 from jobs.config import TrainRunConfig, TuneConfig
-from jobs.train import run_training
+from jobs.train import check_fit, open_dataset, run_training
 
-RESULT = "trial.json"
+RESULT, STUDY = "trial.json", "study.json"
+TRIAL_CPUS = 0.5  # of the process that waits for a trial's workers and then evaluates
 
 
-def run_tuning(config: TuneConfig) -> dict[str, Any]:
+def run_tuning(config: TuneConfig, *, start_ray: Callable[[], object] | None = None) -> dict[str, Any]:
     """Train ``config.trials`` short runs that differ in their loss weights; judge each on the held-out set.
 
     A trial's score is its mean recall@1 of both directions plus exp(-caption loss per token), the geometric mean of the
     probability of a right token: both lie in 0..1 and neither is scaled by the weights. A study started again keeps
-    finished trials and resumes the one that was cut off.
+    finished trials and resumes the one that was cut off, on the dataset version it began with.
+
+    Args:
+        start_ray: called once everything that can be checked without Ray is; by default Ray is connected already.
 
     Returns:
         ``trials``: one row each, and ``best``: the row of the highest score.
+
+    Raises:
+        BadInput: before any trial starts, for whatever can be known then.
     """
     read_evaluation_set(config.held_out)
     held_out, name = open_file(config.held_out)
-    dataset = Dataset(config.data)
     study = RunFolder(config.out).store
+    begun = json.loads(study.read(STUDY)) if study.exists(STUDY) else {}
+    dataset = open_dataset(config.data, None, begun.get("version"))
+    check_fit(config.train, config.workers, dataset)
     config = config.model_copy(
         update={
             "data": dataset.store.uri,
@@ -41,7 +49,12 @@ def run_tuning(config: TuneConfig) -> dict[str, Any]:
             "out": study.uri,
         }
     )
-    _start(study, config, dataset.record.version)
+    described = {**config.model_dump(mode="json", exclude={"trials"}), "version": dataset.record.version}
+    _check_same_study(study, begun or described, described)
+    if start_ray is not None:
+        start_ray()
+    _check_cluster(config)
+    study.write(STUDY, json.dumps(described, indent=1).encode())
     trials = _fit(config, dataset.record.version)
     return {"trials": trials, "best": max(trials, key=lambda row: row["score"])}
 
@@ -61,20 +74,32 @@ def draw_weights(config: TuneConfig) -> list[LossConfig]:
     return [config.train.loss, *rest]
 
 
-def _start(study: Store, config: TuneConfig, version: int) -> None:
-    mine = json.dumps({"config": config.model_dump(mode="json", exclude={"trials"}), "version": version}, indent=1)
-    if not study.write_once("study.json", mine.encode()) and study.read("study.json").decode() != mine:
-        raise BadInput(f"{study.uri} holds a study with another config or dataset version", "Give another --out")
+def _check_same_study(study: Store, begun: dict[str, Any], wanted: dict[str, Any]) -> None:
+    differing = [name for name in wanted if begun.get(name) != wanted[name]]
+    if differing:
+        raise BadInput(
+            f"{study.uri} holds a study that was begun with another {' and '.join(differing)}",
+            "Give the old values to go on, or another --out for a new study",
+        )
+
+
+def _check_cluster(config: TuneConfig) -> None:
+    """A trial without room for its workers would wait for ever."""
+    import ray
+
+    cpus = ray.cluster_resources().get("CPU", 0)
+    at_once = min(config.concurrent_trials, config.trials)
+    wanted = at_once * TRIAL_CPUS + config.workers.count * config.workers.cpus
+    if wanted > cpus:
+        raise BadInput(
+            f"{at_once} trials at once, with the workers of one, need {wanted:g} CPUs, the cluster has {cpus:g}",
+            "Lower --workers, workers.cpus or concurrent_trials",
+        )
 
 
 def _fit(config: TuneConfig, version: int) -> list[dict[str, Any]]:
     from ray import tune
 
-    if config.smallest_weight > config.largest_weight:
-        raise BadInput(
-            f"smallest_weight = {config.smallest_weight} is above largest_weight = {config.largest_weight}",
-            "Swap them",
-        )
     space = [
         {
             "number": number,
@@ -87,8 +112,7 @@ def _fit(config: TuneConfig, version: int) -> list[dict[str, Any]]:
     study = Store(config.out)
     with _follow(study, len(space)):
         grid = tune.Tuner(
-            # The trial itself only waits for its workers and then evaluates.
-            tune.with_resources(run_trial, {"CPU": 0.5}),
+            tune.with_resources(run_trial, {"CPU": TRIAL_CPUS}),
             param_space={"trial": tune.grid_search(space)},
             tune_config=tune.TuneConfig(metric="score", mode="max", max_concurrent_trials=config.concurrent_trials),
             run_config=tune.RunConfig(storage_path=f"{config.out}/ray", verbose=0),

@@ -79,7 +79,7 @@ def refresh(config: RefreshConfig, *, start_ray: Callable[[], object] | None = N
         return _result(store, standing.record, funnel, None, started_s)
     staging = Staging(store, refresh_id(judged, config, tokenizer.fingerprint, standing.version))
     plan = load_or_write_plan(store, staging.plan_path, make_plan(due, config.publish))
-    if start_ray is not None:
+    if start_ray is not None and plan["part"].null_count < plan.num_rows:
         start_ray()
     run = RefreshRun(config, staging, tokenizer, standing)
     run.run(plan)

@@ -18,10 +18,9 @@ from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableE
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from coca.checkpoint import MANIFEST, checkpoint_path, list_checkpoints, load_checkpoint
+from coca.checkpoint import load_checkpoint
 from coca.errors import BadInput, RunFailed
 from coca.images import ImageLimits
-from coca.storage import Store
 from serving.api import create_api
 from serving.api_errors import unavailable
 from serving.config import ServeConfig
@@ -171,9 +170,10 @@ def prepare(config: ServeConfig) -> Plan:
         BadInput: the checkpoint is missing or broken, or the port is taken.
     """
     port = _free_port(config.host, config.port)
-    store = _one_checkpoint(config.checkpoint)
-    info = model_info(load_checkpoint(store.uri))
-    return Plan(config.model_copy(update={"checkpoint": store.uri, "port": port}), info)
+    checkpoint = load_checkpoint(config.checkpoint)
+    # A run's newest checkpoint is chosen once, so that no two replicas differ.
+    pinned = config.model_copy(update={"checkpoint": checkpoint.uri, "port": port})
+    return Plan(pinned, model_info(checkpoint))
 
 
 def refuse_too_large(config: ServeConfig, cpus: float, gpus: float) -> None:
@@ -264,16 +264,6 @@ def require_running() -> None:
 def shutdown() -> None:
     """Stop the service and Serve itself; requests in flight are answered first."""
     serve.shutdown()
-
-
-def _one_checkpoint(uri: str) -> Store:
-    """The checkpoint's folder; a run's newest, chosen once so that no two replicas differ."""
-    store = Store(uri)
-    if not store.exists(MANIFEST) and store.exists("checkpoints"):
-        steps = list_checkpoints(store)
-        if steps:
-            return store.child(checkpoint_path(steps[-1]))
-    return store
 
 
 def _refuse_running_serve() -> None:

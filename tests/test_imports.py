@@ -19,10 +19,12 @@ MAY_IMPORT = {
 # Parts of coca/ that pipelines and the command line use: neither torch nor Ray.
 TORCH_FREE = {
     "coca.addresses",
+    "coca.code_version",
     "coca.config",
     "coca.contract",
     "coca.dataset",
     "coca.errors",
+    "coca.image_headers",
     "coca.images",
     "coca.progress",
     "coca.storage",

@@ -33,7 +33,7 @@ def command() -> None:
 @command.command(epilog="Example: coca evaluate caption --checkpoint runs/first --data held_out.parquet")
 @CHECKPOINT
 @DATA
-@click.option("--show", default=8, show_default=True, help="Captions to print.")
+@click.option("--show", type=click.IntRange(min=0), default=8, show_default=True, help="Captions to print.")
 @coca_command
 def caption(checkpoint: str, data: str, show: int) -> dict[str, Any]:
     """Share of greedy captions that equal an accepted one, and perplexity."""

@@ -32,7 +32,7 @@ def command(
     \b
     Examples:
       coca serve --checkpoint runs/first
-      coca serve --checkpoint s3://bucket/run --host 0.0.0.0 --set gpus_per_replica=1 --set replicas=4
+      coca serve --checkpoint s3://bucket/checkpoint --host 0.0.0.0 --set gpus_per_replica=1 --set replicas=4
     """
     flags = {"checkpoint": checkpoint, "port": port, "host": host}
     given = [f"{name}={json.dumps(value)}" for name, value in flags.items() if value is not None]

@@ -11,7 +11,7 @@ from jobs.commands.options import Outcome, coca_command
 EPILOG = """\b
 Examples:
   coca submit -- doctor
-  coca submit --address http://head:8265 -- train --data s3://bucket/data --out s3://bucket/run
+  coca submit --address http://head:8265 -- train --data s3://bucket/data --out /shared/run
   coca submit --address http://head:8265 --no-wait --submission-id nightly-7 -- data refresh ...
 """
 

@@ -48,12 +48,12 @@ def command(
     from jobs.recipes import recipe
     from jobs.train import run_training
 
-    base = TrainRunConfig(data=data, version=version, out=out, train=recipe(recipe_name))
-    flags = {"workers.count": workers, "train.steps": steps, "train.batch_size": batch_size}
+    base = TrainRunConfig(data=data, out=out, train=recipe(recipe_name))
+    flags = {"version": version, "workers.count": workers, "train.steps": steps, "train.batch_size": batch_size}
     config = resolve_config(base, config_file, [*sets, *(f"{k}={v}" for k, v in flags.items() if v is not None)])
-    connect()
-    result = run_training(config, must_be_new=must_be_new)
-    click.echo(f"trained {result['steps']:,} steps, final loss {result['final_loss']:.4f}")
+    result = run_training(config, must_be_new=must_be_new, start_ray=connect)
+    loss = "" if result["final_loss"] is None else f", final loss {result['final_loss']:.4f}"
+    click.echo(f"trained {result['steps']:,} steps{loss}")
     click.echo(f"checkpoint: {result['run']}/{result['checkpoint']}")
     click.echo(f"serve it:   coca serve --checkpoint {result['run']}/{result['checkpoint']}")
     return result

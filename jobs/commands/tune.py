@@ -48,8 +48,7 @@ def command(
     base = TuneConfig(data=data, held_out=held_out, out=out, train=recipe(recipe_name))
     flags = {"trials": trials, "workers.count": workers, "train.steps": steps}
     config = resolve_config(base, config_file, [*sets, *(f"{k}={v}" for k, v in flags.items() if v is not None)])
-    connect()
-    result = run_tuning(config)
+    result = run_tuning(config, start_ray=connect)
     click.echo("trial  contrastive  captioning  recall@1  perplexity  score")
     for row in sorted(result["trials"], key=lambda row: -row["score"]):
         click.echo(

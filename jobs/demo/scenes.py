@@ -20,8 +20,8 @@ COLOURS = {
 }
 BACKGROUNDS = {"white": (244, 244, 244), "grey": (134, 134, 134), "black": (14, 14, 14)}
 # The radius of a thing, as a share of the picture's short side.
-SIZES = {"small": 0.12, "large": 0.205}
-PAIR_RADIUS = 0.165
+SIZES = {"small": 0.145, "large": 0.22}
+PAIR_RADIUS = 0.19
 # The centre of a thing, as shares of the short side.
 PLACES = {
     "top left": (0.26, 0.26),
@@ -93,9 +93,9 @@ def render(scene: Scene, pixels: int | tuple[int, int], rng: random.Random) -> I
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     for thing, (x, y), radius in _placed(scene):
-        x += rng.uniform(-0.03, 0.03)
-        y += rng.uniform(-0.03, 0.03)
-        radius *= rng.uniform(0.93, 1.07)
+        x += rng.uniform(-0.02, 0.02)
+        y += rng.uniform(-0.02, 0.02)
+        radius *= rng.uniform(0.95, 1.05)
         colour = _shaded(COLOURS[thing.colour], rng, 12)
         _draw(image, SHAPES[thing.shape], (left + x * side, top + y * side), radius * side, colour)
     return image

@@ -150,6 +150,7 @@ def tune_weights(folders: Folders, config: DemoConfig) -> Result:
             held_out=str(folders.web.tuning),
             out=str(folders.study),
             trials=config.trials,
+            concurrent_trials=2,
             seed=config.seed,
             train=train,
         )

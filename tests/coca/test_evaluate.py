@@ -31,7 +31,7 @@ def checkpoint(tiny_model: ModelConfig, tokenizer: Tokenizer) -> Checkpoint:
     torch.manual_seed(0)
     text = tiny_model.text.model_copy(update={"vocab_size": tokenizer.vocab_size})
     config = tiny_model.model_copy(update={"text": text})
-    return Checkpoint(CoCa(config).eval(), tokenizer, Preprocessing(image_size=16), config, 1, {}, "digest")
+    return Checkpoint(CoCa(config).eval(), tokenizer, Preprocessing(image_size=16), config, 1, {}, "digest", "here")
 
 
 @pytest.fixture

@@ -247,6 +247,20 @@ def test_samples_files_are_laid_out_for_the_feed(
             assert {column.compression for column in by_name.values()} == {"ZSTD"}
 
 
+def test_a_dataset_is_read_without_this_code_as_the_docs_say(
+    web: Any, pages: Any, refresh_config: Build, without_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.pages["/copy"] = pages.image("a")
+    refresh(refresh_config([*pictures(web, pages, "a", "b"), ("/copy", "a copy")], to=str(tmp_path / "data/mine")))
+    docs = Path(__file__).parents[2] / "docs/data-contract.md"
+    snippet = docs.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    assert set(names["pairs"]["sample_id"].to_pylist()) == selected("data/mine")
+    assert names["pairs"].num_rows == 2
+
+
 def test_ledger_files_lie_under_their_bucket(web: Any, pages: Any, refresh_config: Build, without_ray: None) -> None:
     from coca.contract import link_bucket
 
