@@ -103,12 +103,19 @@ class ImageConfig(Config):
 class PublishConfig(Config):
     """How the dataset is laid out."""
 
-    rows_per_row_group: int = Field(1024, ge=1)
-    """Samples per row group, the last of a file excepted: aim at 16-64 MB. Fixed for the life of a dataset."""
+    rows_per_row_group: int | None = Field(None, ge=1)
+    """Samples per row group, the last of a file excepted: aim at 16-64 MB. Fixed for the life of a dataset; by default
+    the dataset's own, and 1,024 for a new one."""
     links_per_part: int = Field(4096, ge=1)
     """Links per samples file, the unit of work and of resumption (the pairs of one url stay together)."""
     links_per_batch: int = Field(131_072, ge=1)
     """Links per commit to the tables."""
+
+    @property
+    def row_group_rows(self) -> int:
+        """``rows_per_row_group`` of a config that a refresh has settled."""
+        assert self.rows_per_row_group is not None
+        return self.rows_per_row_group
 
 
 class RefreshConfig(Config):

@@ -44,11 +44,18 @@ def latest_events(events: pa.Table) -> pa.Table:
     return ordered.filter(pa.array([*is_last, True]))
 
 
-def standing_mask(sample_ids: pa.ChunkedArray, latest: pa.Table, now: datetime) -> pa.ChunkedArray:
-    """Which pairs have a verdict that stands: a final one, or one whose next check lies ahead."""
+def standing_mask(
+    sample_ids: pa.ChunkedArray, latest: pa.Table, now: datetime, *, blocked_stand: bool = True
+) -> pa.ChunkedArray:
+    """Which pairs have a verdict that stands: a final one, or one whose next check lies ahead.
+
+    ``blocked_stand=False`` where more addresses are allowed than before: pairs blocked for theirs are due.
+    """
     waits = pc.or_kleene(
         pc.not_equal(latest["state"], State.TRANSIENT.value),
         pc.greater(latest["next_check_at"], pa.scalar(now, latest.schema.field("next_check_at").type)),
     )
+    if not blocked_stand:
+        waits = pc.and_(waits, pc.not_equal(latest["state"], State.BLOCKED.value))
     standing = latest["sample_id"].filter(waits)
     return pc.is_in(sample_ids, value_set=standing.combine_chunks())

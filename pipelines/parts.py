@@ -228,7 +228,7 @@ def run_parts(
                 fn_kwargs={
                     "staging": staging,
                     "tokenizer": tokenizer,
-                    "rows_per_row_group": config.publish.rows_per_row_group,
+                    "rows_per_row_group": config.publish.row_group_rows,
                 },
                 batch_size=None,
                 batch_format="pyarrow",

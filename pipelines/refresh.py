@@ -22,6 +22,8 @@ from pipelines.run import RefreshRun
 from pipelines.staging import Staging
 from pipelines.standing import Standing, read_standing
 
+NEW_ROWS_PER_ROW_GROUP = 1024
+
 
 @dataclass(frozen=True)
 class RefreshResult:
@@ -70,8 +72,8 @@ def refresh(config: RefreshConfig, *, start_ray: Callable[[], object] | None = N
     judged = judge_links(read_links(config.links), config.judge)
     standing = read_standing(store)
     tokenizer = _choose_tokenizer(config, standing)
-    _check_layout(config, standing)
-    due = _due_pairs(judged, standing)
+    config = _settle_layout(config, standing)
+    due = _due_pairs(judged, config, standing)
     if due.num_rows == 0 and standing.record is not None:
         # What a refresh left that was killed between its record and its sweeping.
         store.delete(f"staging/{standing.record.refresh_id}")
@@ -89,16 +91,25 @@ def refresh(config: RefreshConfig, *, start_ray: Callable[[], object] | None = N
     return _result(store, record, funnel, run, started_s)
 
 
-def _due_pairs(judged: pa.Table, standing: Standing) -> pa.Table:
+def _due_pairs(judged: pa.Table, config: RefreshConfig, standing: Standing) -> pa.Table:
     """One row for each pair without a standing verdict."""
     repeated = pc.fill_null(pc.equal(judged["reason"], Reason.DUPLICATE_PAIR.value), False)
     first = judged.filter(pc.invert(repeated))
-    due = first.filter(pc.invert(standing_mask(first["sample_id"], standing.latest, datetime.now(UTC))))
+    standing_rows = standing_mask(
+        first["sample_id"], standing.latest, datetime.now(UTC), blocked_stand=not _opens_networks(config, standing)
+    )
+    due = first.filter(pc.invert(standing_rows))
     if due.num_rows == 0:
         return due
     # Pairs that are refused before any request may share a key and are one event in the ledger.
     once = due.group_by("sample_id", use_threads=False).aggregate([(name, "first") for name in JUDGED.names[1:]])
     return once.rename_columns(JUDGED.names).cast(JUDGED)
+
+
+def _opens_networks(config: RefreshConfig, standing: Standing) -> bool:
+    """Whether a network is allowed that was not when the dataset was last refreshed: what it blocked is due again."""
+    before = standing.record.config["fetch"]["allow_networks"] if standing.record else []
+    return not set(config.model_dump(mode="json")["fetch"]["allow_networks"]) <= set(before)
 
 
 def _choose_tokenizer(config: RefreshConfig, standing: Standing) -> Tokenizer:
@@ -128,14 +139,17 @@ def _read_tokenizer(uri: str) -> Tokenizer:
     return Tokenizer.from_json(text, source=uri)
 
 
-def _check_layout(config: RefreshConfig, standing: Standing) -> None:
+def _settle_layout(config: RefreshConfig, standing: Standing) -> RefreshConfig:
+    """The config with the dataset's own rows per row group."""
     wanted = config.publish.rows_per_row_group
-    if standing.record is not None and standing.record.rows_per_row_group != wanted:
-        fixed = standing.record.rows_per_row_group
+    fixed = standing.record.rows_per_row_group if standing.record else wanted or NEW_ROWS_PER_ROW_GROUP
+    if wanted not in (None, fixed):
         raise BadInput(
             f"publish.rows_per_row_group = {wanted}, but {config.to} has {fixed} for good",
-            f"Set publish.rows_per_row_group={fixed}, or refresh into a new dataset",
+            "Leave it out, or refresh into a new dataset",
         )
+    publish = config.publish.model_copy(update={"rows_per_row_group": fixed})
+    return config.model_copy(update={"publish": publish})
 
 
 def _result(

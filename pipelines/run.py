@@ -65,7 +65,7 @@ class RefreshRun:
             "contract_version": CONTRACT_VERSION,
             "code_version": code_version(),
             "refresh_id": self._staging.refresh_id,
-            "rows_per_row_group": self._config.publish.rows_per_row_group,
+            "rows_per_row_group": self._config.publish.row_group_rows,
             "tokenizer": TokenizerStamp(fingerprint=tokenizer.fingerprint, path=path, vocab_size=tokenizer.vocab_size),
             "withdrawn_sha256": _NOTHING_WITHDRAWN,
             "funnel": {**funnel.model_dump(), "requests": self.requests, "bytes": self.bytes},
@@ -80,7 +80,7 @@ class RefreshRun:
         outcomes = {part: staging.read_table(staging.outcome_path(part), OUTCOMES) for part in parts}
         everything = pa.concat_tables([*outcomes.values(), _refused_outcomes(plan)])
         duplicates = self._select(everything)
-        manifest = write_batch(staging, outcomes, everything, duplicates, self._config.publish.rows_per_row_group)
+        manifest = write_batch(staging, outcomes, everything, duplicates, self._config.publish.row_group_rows)
         commit_batch(staging, manifest)
         self._take_in(everything, duplicates, manifest)
 

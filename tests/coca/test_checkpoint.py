@@ -1,5 +1,6 @@
 """Checkpoints: whole or refused."""
 
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -14,6 +15,7 @@ from coca.checkpoint import (
     load_checkpoint,
     load_model,
     load_resume,
+    read_fixed,
     save_checkpoint,
 )
 from coca.config import ModelConfig, Preprocessing
@@ -65,8 +67,10 @@ def test_a_run_folder_gives_its_newest_checkpoint(saved: tuple[Path, CoCa], toke
     run = saved[0].parent.parent
     save(Store(run), checkpoint_path(10), saved[1], tokenizer)
     (run / checkpoint_path(12)).mkdir()  # a save that was cut off: no manifest
+    (run / "checkpoints/step_best").mkdir()  # somebody's own
+    (run / "checkpoints/step_best/manifest.json").write_text("{}")
     assert list_checkpoints(Store(run)) == [7, 10]
-    assert load_checkpoint(str(run)).digest == load_checkpoint(str(run / checkpoint_path(10))).digest
+    assert load_checkpoint(str(run)).uri == str(run / checkpoint_path(10))
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -92,17 +96,111 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
         load_checkpoint(str(tmp_path))
 
 
+def replace(folder: Path, name: str, data: bytes) -> None:
+    """A file of the checkpoint changed, with a manifest that agrees."""
+    (folder / name).write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_weights_that_do_not_fit_are_named(saved: tuple[Path, CoCa]) -> None:
     """Key and shape of every mismatch, with digests that are right."""
-    import hashlib
-
-    folder = saved[0]
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((saved[0] / "config.json").read_text())
     config["model"]["embed_dim"] = 4
-    data = json.dumps(config).encode()
-    (folder / "config.json").write_bytes(data)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["config.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    replace(saved[0], "config.json", json.dumps(config).encode())
     with pytest.raises(BadInput, match=r"image_projection.weight has shape \(8, 16\), not \(4, 16\)"):
-        load_checkpoint(str(folder))
+        load_checkpoint(str(saved[0]))
+
+
+def test_a_config_beyond_all_memory_is_refused_by_its_shapes(saved: tuple[Path, CoCa]) -> None:
+    config = json.loads((saved[0] / "config.json").read_text())
+    config["model"]["text"]["vocab_size"] = 10**14
+    replace(saved[0], "config.json", json.dumps(config).encode())
+    with pytest.raises(BadInput, match=r"token_embedding.weight has shape \(320, 16\), not \(100000000000000, 16\)"):
+        load_checkpoint(str(saved[0]))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [None, 5, [], "model.safetensors", {}]
+    + [{"model.safetensors": entry} for entry in (None, 7, "x", [1, 2], {}, {"bytes": "many", "sha256": 3})],
+)
+def test_a_hostile_manifest_is_refused(saved: tuple[Path, CoCa], entries: object) -> None:
+    (saved[0] / "manifest.json").write_text(json.dumps({"files": entries}))
+    with pytest.raises(BadInput, match=r"model\.safetensors"):
+        load_checkpoint(str(saved[0]))
+    with pytest.raises(BadInput, match=r"model\.safetensors"):
+        load_resume(Store(saved[0].parent), saved[0].name, saved[1])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no json", "[]", "3", "null", "[" * 100_000, "9" * 5000, b"\xff".decode("latin-1")]
+)
+@pytest.mark.parametrize("name", ["manifest.json", "config.json", "preprocessing.json", "tokenizer.json"])
+def test_files_that_are_no_json_objects_are_refused(saved: tuple[Path, CoCa], name: str, text: str) -> None:
+    if name == "manifest.json":
+        (saved[0] / name).write_bytes(text.encode("latin-1"))
+    else:
+        replace(saved[0], name, text.encode("latin-1"))
+    with pytest.raises(BadInput, match=name):
+        load_checkpoint(str(saved[0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "named"),
+    [
+        ("config.json", {"model": None}, "'model'"),
+        ("config.json", {"model": []}, "'model'"),
+        ("config.json", {"model": {"text": {"width": "wide"}}}, "'model.text.width'"),
+        ("config.json", {"step": "seven"}, "'step'"),
+        ("config.json", {"step": -1}, "'step'"),
+        ("config.json", {"provenance": 3}, "'provenance'"),
+        ("preprocessing.json", {"image_size": "large"}, "'image_size'"),
+        ("preprocessing.json", {"image_size": 32}, "preprocessing gives 32 pixels, the model takes 16"),
+        ("preprocessing.json", {"std": [0.5, 0.0, 0.5]}, "'std.1'"),
+        ("resume.json", {"position": None}, "'position'"),
+        ("resume.json", {"fixed": []}, "'fixed'"),
+    ],
+)
+def test_hostile_values_are_refused_by_name(
+    saved: tuple[Path, CoCa], name: str, changes: dict[str, object], named: str
+) -> None:
+    values = json.loads((saved[0] / name).read_text())
+    replace(saved[0], name, json.dumps(values | changes).encode())
+    with pytest.raises(BadInput, match=named):
+        if name == "resume.json":
+            load_resume(Store(saved[0].parent), saved[0].name, saved[1])
+        else:
+            load_checkpoint(str(saved[0]))
+
+
+def test_a_tokenizer_of_another_model_is_refused(saved: tuple[Path, CoCa]) -> None:
+    config = json.loads((saved[0] / "config.json").read_text())
+    config["model"]["text"]["pad_id"] = 2
+    replace(saved[0], "config.json", json.dumps(config).encode())
+    with pytest.raises(BadInput, match="the tokenizer pads with 0, the model with 2"):
+        load_checkpoint(str(saved[0]))
+
+
+def test_a_file_and_a_run_without_checkpoint_are_refused(saved: tuple[Path, CoCa], tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"model.safetensors is not a checkpoint: it holds no manifest.json"):
+        load_checkpoint(str(saved[0] / "model.safetensors"))
+    (tmp_path / "run/checkpoints/step_000000004").mkdir(parents=True)
+    (tmp_path / "run/config.yaml").write_text("")
+    with pytest.raises(BadInput, match=r"has no whole checkpoint yet"):
+        load_checkpoint(str(tmp_path / "run"))
+
+
+def test_a_damaged_checkpoint_says_how_its_run_goes_on(saved: tuple[Path, CoCa]) -> None:
+    (saved[0] / "optimizer.safetensors").write_bytes(b"")
+    with pytest.raises(BadInput, match=rf"Remove {saved[0]} to go on from the checkpoint before it"):
+        load_resume(Store(saved[0].parent.parent), checkpoint_path(7), saved[1])
+    with pytest.raises(BadInput, match=r"optimizer.safetensors does not match"):
+        read_fixed(Store(saved[0].parent.parent), checkpoint_path(7))
+
+
+def test_loading_leaves_the_random_state_alone(saved: tuple[Path, CoCa]) -> None:
+    before = torch.get_rng_state()
+    load_checkpoint(str(saved[0]))
+    assert torch.equal(torch.get_rng_state(), before)

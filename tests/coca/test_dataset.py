@@ -44,10 +44,29 @@ def test_damage_is_named(make_dataset: MakeDataset) -> None:
     stamp = dataset.record.tokenizer.path
     changed = json.loads((root / stamp).read_text())
     changed["model"]["vocab"]["new"] = len(changed["model"]["vocab"])
+    (root / dataset.record.row_groups_path).unlink()
+    with pytest.raises(BadInput, match=r"row_groups.parquet is missing. The dataset is damaged: restore the file"):
+        _ = Dataset(str(root)).row_groups
     with pytest.raises(
         BadInput, match=f"has fingerprint .* The version record says {dataset.record.tokenizer.fingerprint}"
     ):
         _ = damaged(stamp, json.dumps(changed).encode()).tokenizer
+    with pytest.raises(BadInput, match="is not a tokenizer file"):
+        _ = damaged(stamp, b"\xff").tokenizer
+    (root / stamp).unlink()
+    with pytest.raises(BadInput, match=f"{stamp} is missing"):
+        _ = Dataset(str(root)).tokenizer
+
+
+def test_damaged_data_files_are_named(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset()
+    path = Path(dataset.store.root) / "samples/part-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(BadInput, match=r"samples/part-00001.parquet cannot be read: .* restore the file"):
+        dataset.read_row_group(3)
+    path.unlink()
+    with pytest.raises(BadInput, match=r"samples/part-00001.parquet is missing"):
+        dataset.read_row_group(3)
 
 
 @pytest.mark.parametrize("text", ["no json", "[]", "{}", '{"contract_version": 1}', '{"contract_version": 99}'])

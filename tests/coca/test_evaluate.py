@@ -88,6 +88,8 @@ def test_a_bad_evaluation_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="has no column 'captions', only image"):
         read_evaluation_set(str(tmp_path / "columns.parquet"))
     pq.write_table(pa.table({"image": [b"x"], "captions": [["a"]]}), tmp_path / "broken.parquet")
+    with pytest.raises(BadInput, match="cannot read the evaluation set"):
+        read_evaluation_set(str(tmp_path))
     broken = read_evaluation_set(str(tmp_path / "broken.parquet"))
     assert broken.captions == [["a"]]
 
@@ -95,3 +97,21 @@ def test_a_bad_evaluation_set_is_refused(tmp_path: Path) -> None:
 def test_a_picture_that_does_not_decode_is_named(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadInput, match="picture 0 of the evaluation set: not_an_image"):
         write_captions(checkpoint, [b"no picture at all"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "cause"),
+    [
+        # As letters these would be captions.
+        ({"image": [b"x"], "captions": ["a red circle"]}, r"column 'captions' holds string, not list<item: string>"),
+        ({"image": [1], "captions": [["a"]]}, r"column 'image' holds int64, not binary"),
+        ({"image": [b"x", None], "captions": [["a"], ["b"]]}, r"column 'image' has 1 nulls"),
+        ({"image": [b"x"], "captions": [["a", None]]}, r"row 0 has no captions"),
+        ({"image": [b"x"], "captions": [[]]}, r"row 0 has no captions|holds list<item: null>"),
+        ({"image": [b"x"], "captions": [["a"]], "label": pa.array([None], pa.string())}, r"column 'label' has 1 nulls"),
+    ],
+)
+def test_columns_of_another_kind_are_refused(tmp_path: Path, columns: dict[str, Any], cause: str) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "set.parquet")
+    with pytest.raises(BadInput, match=cause):
+        read_evaluation_set(str(tmp_path / "set.parquet"))

@@ -1,6 +1,7 @@
 """Batches: the same samples for any number of ranks and from any position."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ import torch
 
 from coca.config import AugmentConfig, Preprocessing, TrainConfig
 from coca.dataset import Dataset
-from coca.errors import RunFailed
-from coca.feed import Batch, Feed, batch_digest, normalize, pad_tokens
+from coca.errors import BadInput, RunFailed
+from coca.feed import Batch, Feed, _prefetch, batch_digest, normalize, pad_tokens
 
 MakeDataset = Callable[..., Dataset]
 
@@ -75,9 +76,27 @@ def test_an_error_in_the_thread_reaches_the_caller(make_dataset: MakeDataset, ti
     dataset = make_dataset()
     dataset.store.delete("samples/part-00001.parquet")
     batches = make_feed(dataset, tiny_train).batches(0)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(BadInput, match=r"samples/part-00001.parquet is missing"):
         for _ in range(12):
             _: Batch = next(batches)
+
+
+def test_closing_ends_a_thread_whose_error_nobody_takes() -> None:
+    """As at the last step of a run, when a sample past its end does not decode."""
+    failed = threading.Event()
+
+    def broken() -> Iterator[Batch]:
+        yield from [Batch(torch.zeros(1), torch.zeros(1), [])] * 3
+        failed.set()
+        raise RunFailed("does not decode")
+
+    batches = _prefetch(broken(), depth=2)
+    next(batches)
+    assert failed.wait(10)
+    closing = threading.Thread(target=batches.close, daemon=True)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive()
 
 
 def test_views_change_from_pass_to_pass_and_with_nothing_else(

@@ -79,8 +79,12 @@ def test_empty_row_groups_are_passed_over() -> None:
 
 
 def test_too_many_lanes_are_refused() -> None:
-    with pytest.raises(BadInput, match="2 row groups with selected samples, too few for lanes = 3"):
+    with pytest.raises(
+        BadInput, match=r"2 row groups with selected samples, too few for lanes = 3. Set train.lanes=1,"
+    ):
         make_order([4, 0, 4], lanes=3, batch_size=3)
+    with pytest.raises(BadInput, match=r"too few for lanes = 12. Set train.lanes=4,"):
+        make_order([4] * 5, lanes=12, batch_size=24)
 
 
 def test_a_billion_samples_are_entered_anywhere() -> None:

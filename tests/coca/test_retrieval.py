@@ -42,3 +42,8 @@ def test_text_to_image_anchor() -> None:
 def test_ties_count_against_us() -> None:
     found = recall_at_k(torch.zeros(4, 4), torch.arange(4), ks=(1,))
     assert set(found.values()) == {0.0}
+
+
+def test_a_model_that_gives_no_numbers_finds_nothing() -> None:
+    found = recall_at_k(torch.full((3, 3), torch.nan), torch.arange(3), ks=(1,))
+    assert found == {"image_to_text_recall_at_1": 0.0, "text_to_image_recall_at_1": 0.0}

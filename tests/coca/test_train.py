@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from coca.checkpoint import load_checkpoint
+from coca.checkpoint import list_checkpoints, load_checkpoint
 from coca.config import LossConfig, OptimizerConfig, TrainConfig
 from coca.dataset import Dataset
 from coca.errors import BadInput, RunFailed
 from coca.run_folder import RunFolder
-from coca.train import train
+from coca.train import check_same_run, fixed_fields, train
 
 MakeDataset = Callable[..., Dataset]
 FIELDS = ["step", "samples_seen", "batch_digest", "loss", "contrastive_loss", "captioning_loss", "learning_rate"]
@@ -101,23 +101,44 @@ def test_a_changed_config_is_refused_by_name(
         run(changed, dataset, tmp_path)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(
+def test_another_dataset_is_refused_by_what_differs(
     tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig
 ) -> None:
-    config = tiny_train.model_copy(update={"optimizer": OptimizerConfig(learning_rate=1e30)})
+    """The tokenizer first, then the version, then the rows: digests of files tell a user nothing."""
+    saved = fixed_fields(tiny_train, make_dataset())
+    folder = RunFolder(tmp_path / "run")
+    check_same_run(saved, saved, folder)
+    with pytest.raises(BadInput, match=r"on tokens of the tokenizer [0-9a-f]{16}, this dataset was written by other"):
+        check_same_run(saved, saved | {"data.tokenizer": "other", "data.row_groups": "x", "data.version": 2}, folder)
+    with pytest.raises(BadInput, match=r"started with data.version = 1, now it is 2"):
+        check_same_run(saved, saved | {"data.row_groups": "x", "data.version": 2}, folder)
+    with pytest.raises(BadInput, match=r"was started on another dataset. Give the dataset it was started with"):
+        check_same_run(saved, saved | {"data.row_groups": "x"}, folder)
+
+
+@pytest.mark.parametrize(("log_every", "checkpoint_every"), [(1, 2), (6, 1)])
+def test_a_loss_that_is_not_finite_ends_the_run_and_reaches_no_checkpoint(
+    tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig, log_every: int, checkpoint_every: int
+) -> None:
+    changes = {"log_every": log_every, "checkpoint_every": checkpoint_every}
+    config = tiny_train.model_copy(update={"optimizer": OptimizerConfig(learning_rate=1e30), **changes})
     with pytest.raises(RunFailed, match=r"step \d: loss .*nan"):
         run(config, make_dataset(), tmp_path)
+    steps = list_checkpoints(RunFolder(tmp_path).store)
+    assert not steps or load_checkpoint(str(tmp_path)).model.log_logit_scale.isfinite()
 
 
 def test_only_the_newest_checkpoints_are_kept(
     tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig
 ) -> None:
+    (tmp_path / "checkpoints/best").mkdir(parents=True)  # somebody's own
+    (tmp_path / "checkpoints/step_000000001").mkdir()  # a save that was cut off
     run(tiny_train.model_copy(update={"checkpoint_every": 1}), make_dataset(), tmp_path)
-    assert RunFolder(tmp_path).store.list("checkpoints") == ["step_000000005", "step_000000006"]
+    assert RunFolder(tmp_path).store.list("checkpoints") == ["best", "step_000000005", "step_000000006"]
 
 
 RANK_SCRIPT = """
-import sys, torch, torch.distributed as dist
+import os, sys, torch, torch.distributed as dist
 from coca.config import TrainConfig
 from coca.dataset import Dataset
 from coca.run_folder import RunFolder
@@ -125,23 +146,44 @@ from coca.train import train
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 config = TrainConfig.model_validate_json(sys.argv[1])
-train(config, Dataset(sys.argv[2]), RunFolder(sys.argv[3]), device=torch.device("cpu"), report=lambda row: None)
+run = RunFolder(sys.argv[3 + int(os.environ["RANK"])])
+train(config, Dataset(sys.argv[2]), run, device=torch.device("cpu"), report=lambda row: None)
 dist.destroy_process_group()
 """
+
+
+def run_ranks(config: TrainConfig, dataset: Dataset, *folders: Path) -> list[tuple[int, str]]:
+    """(exit code, last line of stderr) of one rank for each run folder."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-c", RANK_SCRIPT, config.model_dump_json(), dataset.store.uri, *folders]
+    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(len(folders))}
+    ranks = [
+        subprocess.Popen(command, env=shared | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(len(folders))
+    ]
+    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    return [(rank.returncode, error.strip().rpartition("\n")[2]) for rank, error in zip(ranks, errors, strict=True)]
+
+
+def test_ranks_that_see_different_checkpoints_stop(
+    tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig
+) -> None:
+    """Folders that are not shared, or not yet: going on would mix two positions without a word."""
+    dataset = make_dataset()
+    run(tiny_train.model_copy(update={"steps": 2}), dataset, tmp_path / "mine")
+    for code, line in run_ranks(tiny_train, dataset, tmp_path / "mine", tmp_path / "theirs"):
+        assert code == 1
+        assert "the workers see different checkpoints" in line
+        assert "newest steps [-1, 2]" in line
 
 
 def test_two_ranks_train_as_one(tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig) -> None:
     """The same batches exactly, the same losses and gradients up to the order of summation."""
     dataset = make_dataset()
     run(tiny_train, dataset, tmp_path / "one")
-    (tmp_path / "two/checkpoints").mkdir(parents=True)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-c", RANK_SCRIPT, tiny_train.model_dump_json(), dataset.store.uri, tmp_path / "two"]
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    ranks = [subprocess.Popen(command, env=shared | {"RANK": str(rank)}) for rank in range(2)]
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    assert run_ranks(tiny_train, dataset, tmp_path / "two", tmp_path / "two") == [(0, ""), (0, "")]
     for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert one["batch_digest"] == two["batch_digest"]
         for name in ("loss", "contrastive_loss", "captioning_loss", "grad_norm"):

@@ -219,7 +219,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
                 fetch(part),
                 staging=staging,
                 tokenizer=tokenizer,
-                rows_per_row_group=config.publish.rows_per_row_group,
+                rows_per_row_group=config.publish.row_group_rows,
             ).to_pylist()[0]
             yield PartDone(**{**report, "verdicts": Counter(json.loads(report["verdicts"]))})
 

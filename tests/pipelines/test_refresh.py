@@ -342,6 +342,32 @@ def test_a_passing_failure_is_due_again_when_its_time_has_come(
     assert web.requests["/a"] == 1
 
 
+def test_what_was_blocked_is_due_again_once_its_network_is_allowed(
+    web: Any, pages: Any, refresh_config: Build, without_ray: None
+) -> None:
+    pairs = [*pictures(web, pages, "a", "b"), ("http://10.1.2.3/x", "picture elsewhere")]
+    closed = refresh_config(pairs, fetch=FETCH | {"allow_networks": []})
+    assert refresh(closed).rejected == {"forbidden_address": 3}
+    assert not web.requests
+    assert refresh(closed).changed is False
+    opened = refresh_config(pairs)
+    second = refresh(opened)
+    assert (second.changed, second.samples, second.rejected) == (True, 2, {"forbidden_address": 1})
+    assert refresh(opened).changed is False
+
+
+def test_a_dataset_keeps_its_row_groups_when_nothing_is_said(
+    web: Any, pages: Any, refresh_config: Build, without_ray: None
+) -> None:
+    refresh(refresh_config(pictures(web, pages, "a")))
+    more = refresh_config(pictures(web, pages, "a", "b"), publish={"rows_per_row_group": None})
+    refresh(more)
+    assert Dataset(more.to).record.rows_per_row_group == 4
+    new = refresh_config(pictures(web, pages, "a"), to=f"{more.to}-new", publish={"rows_per_row_group": None})
+    refresh(new)
+    assert Dataset(new.to).record.rows_per_row_group == 1024
+
+
 def test_links_refused_before_any_request_make_a_version_too(
     web: Any, refresh_config: Build, without_ray: None
 ) -> None:
