@@ -10,11 +10,15 @@ class BadInput(ValueError):
     def __init__(self, cause: str, way_out: str = "") -> None:
         self.cause = cause.rstrip(".")
         self.way_out = way_out.rstrip(".")
-        super().__init__(f"{self.cause}. {self.way_out}." if way_out else f"{self.cause}.")
+        super().__init__(" ".join(_sentence(part) for part in (self.cause, self.way_out) if part))
 
     def __reduce__(self) -> tuple[type["BadInput"], tuple[str, str]]:
         # Ray pickles exceptions; the default would call __init__ with the joined message.
         return type(self), (self.cause, self.way_out)
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith("?") else f"{text}."
 
 
 class RunFailed(RuntimeError):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -98,6 +99,7 @@ def _check_cluster(config: TuneConfig) -> None:
 
 
 def _fit(config: TuneConfig, version: int) -> list[dict[str, Any]]:
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints its boxes at verbose=0 too
     from ray import tune
 
     space = [

@@ -1,5 +1,6 @@
 """A published dataset without a pipeline: random pictures, written straight to the data contract."""
 
+import functools
 import hashlib
 import io
 import json
@@ -27,13 +28,22 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture
-def make_dataset(tmp_path: Path, tokenizer: Tokenizer) -> MakeDataset:
+def make_dataset(tmp_path: Path, tokenizer: Tokenizer, publish_dataset: MakeDataset) -> MakeDataset:
     """``make_dataset(files=[rows, ...], rows_per_row_group=4, unselected=())`` publishes version 1."""
+    return functools.partial(publish_dataset, tmp_path / "dataset", tokenizer)
+
+
+@pytest.fixture(scope="session")
+def publish_dataset() -> MakeDataset:
+    """The same for any folder and tokenizer: ``publish_dataset(root, tokenizer, ...)``."""
 
     def make(
-        files: tuple[int, ...] = (10, 10, 10), rows_per_row_group: int = 4, unselected: tuple[int, ...] = ()
+        root: Path,
+        tokenizer: Tokenizer,
+        files: tuple[int, ...] = (10, 10, 10),
+        rows_per_row_group: int = 4,
+        unselected: tuple[int, ...] = (),
     ) -> Dataset:
-        root = tmp_path / "dataset"
         for folder in ("samples", "annotations", "versions", "tokenizers"):
             (root / folder).mkdir(parents=True)
         groups, number = [], 0
@@ -61,7 +71,7 @@ def make_sample() -> Callable[[int], dict[str, object]]:
     return _sample
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_model() -> ModelConfig:
     return ModelConfig(
         vision=VisionConfig(image_size=16, patch_size=8, width=16, layers=1, heads=2, mlp_width=32),
@@ -80,7 +90,7 @@ def tiny_model() -> ModelConfig:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_train(tiny_model: ModelConfig) -> TrainConfig:
     return TrainConfig(
         model=tiny_model, steps=6, batch_size=8, lanes=4, shuffle_window=2, log_every=1, checkpoint_every=2
