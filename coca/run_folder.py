@@ -19,9 +19,7 @@ class RunFolder:
         if self.store.is_s3:
             raise BadInput(f"--out {path}: a run folder cannot lie on S3 yet", "Give a path on local or shared disk")
         self.path = Path(self.store.root)
-        above = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
-        if not above.is_dir():
-            raise BadInput(f"--out {path}: {above} is a file", "Give a folder")
+        self.store.check_folder("--out")
 
     @property
     def exists(self) -> bool:

@@ -70,6 +70,15 @@ class Store:
             raise BadInput("writing to s3:// needs boto3", "pip install 'coca[s3]'") from None
         return boto3.client("s3", endpoint_url=_s3_endpoint(), region_name=_s3_region())
 
+    def check_folder(self, option: str) -> None:
+        """Raises BadInput, naming the ``option`` that gave it, where a file lies at this folder or above it."""
+        if self.is_s3:
+            return
+        root = Path(self.root)
+        above = next(path for path in (root, *root.parents) if path.exists())
+        if not above.is_dir():
+            raise BadInput(f"{option} {self.uri}: {above} is a file", "Give a folder")
+
     def path(self, path: str = "") -> str:
         """The full path for ``self.filesystem``."""
         return f"{self.root}/{path}" if path else self.root
@@ -92,6 +101,9 @@ class Store:
 
     def exists(self, path: str) -> bool:
         return bool(self.filesystem.get_file_info(self.path(path)).type != pafs.FileType.NotFound)
+
+    def is_folder(self, path: str) -> bool:
+        return bool(self.filesystem.get_file_info(self.path(path)).type == pafs.FileType.Directory)
 
     def size(self, path: str) -> int:
         """Bytes of a file.

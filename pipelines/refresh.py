@@ -69,6 +69,7 @@ def refresh(config: RefreshConfig, *, start_ray: Callable[[], object] | None = N
     if not config.to:
         raise BadInput("no dataset is given", "Name one with --to DATASET")
     store = Store(config.to)
+    store.check_folder("--to")
     judged = judge_links(read_links(config.links), config.judge)
     standing = read_standing(store)
     tokenizer = _choose_tokenizer(config, standing)

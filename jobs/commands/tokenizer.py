@@ -23,11 +23,10 @@ def command() -> None:
 def train(source: str, out: str, column: str, vocab_size: int) -> dict[str, Any]:
     """Train a byte-level BPE tokenizer on the captions of a links table."""
     from coca.progress import Progress
-    from coca.storage import open_file
     from coca.tokenizer import train_bpe
     from jobs.captions import read_column
 
-    store, name = open_file(out)
+    store, name = _output_file(out)
     with Progress("read", unit="captions") as progress:
         tokenizer = train_bpe(_counted(read_column(source, column), progress), vocab_size)
     if progress.count == 0:
@@ -42,6 +41,17 @@ def train(source: str, out: str, column: str, vocab_size: int) -> dict[str, Any]
     click.echo(f"{out}: {tokenizer.vocab_size:,} entries from {progress.count:,} captions ({tokenizer.fingerprint})")
     click.echo(f"next: coca data refresh --links {source} --tokenizer {out} --to DATASET")
     return result
+
+
+def _output_file(out: str) -> tuple[Any, str]:
+    """What would stop the write at the end, known before the captions are read."""
+    from coca.storage import open_file
+
+    store, name = open_file(out)
+    store.check_folder("--out")
+    if store.is_folder(name):
+        raise BadInput(f"--out {out} is a folder", f"Name a file in it: {out.rstrip('/')}/tokenizer.json")
+    return store, name
 
 
 def _counted(batches: Iterator[list[str]], progress: Any) -> Iterator[str]:

@@ -19,4 +19,4 @@ from coca.errors import BadInput
 def test_it_reads_as_sentences_also_after_pickling(parts: tuple[str, ...], text: str) -> None:
     error = BadInput(*parts)
     assert str(error) == text
-    assert str(pickle.loads(pickle.dumps(error))) == text  # noqa: S301 - our own bytes
+    assert str(pickle.loads(pickle.dumps(error))) == text

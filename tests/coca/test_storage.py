@@ -35,6 +35,19 @@ def test_write_read_list_delete(store: Store) -> None:
         store.size("a/b.txt")
 
 
+def test_folders_are_told_from_files(store: Store) -> None:
+    store.write("a/b", b"x")
+    assert [store.is_folder(path) for path in ("a", "a/b", "none")] == [True, False, False]
+
+
+def test_a_file_where_a_folder_goes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    Store(tmp_path / "new/deeper").check_folder("--out")
+    for below in ("file", "file/deeper/still"):
+        with pytest.raises(BadInput, match=r"--out .*: .*/file is a file. Give a folder"):
+            Store(tmp_path / below).check_folder("--out")
+
+
 def test_write_once_has_one_winner(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(lambda n: store.write_once("versions/1.json", f"{n}".encode()), range(8)))

@@ -1,7 +1,7 @@
 """Wrong use as a user meets it, on the real console entry: exit code 2 and one line with the cause and the way out.
 
-``RAY_ADDRESS`` names a port where nobody answers, so that no case starts a Ray, and one that asked for Ray before it saw
-what is wrong would say something else.
+``RAY_ADDRESS`` names a port where nobody answers, so that no case starts a Ray, and one that asked for Ray before it
+saw what is wrong would say something else.
 """
 
 import os
@@ -32,7 +32,9 @@ TUNE = "tune --recipe scenes --set train.lanes=4 --out new"
 CASES = [
     # --- a file that is missing, or no such thing
     ("tokenizer train --from none.csv --out t.json", "nothing at .*none.csv. Give a .parquet, .csv or .tsv file"),
-    ("tokenizer train --from links.csv --out links.csv/t.json", "links.csv is a file. Give "),
+    ("tokenizer train --from links.csv --out links.csv/t.json", "links.csv is a file. Give a folder"),
+    ("tokenizer train --from links.csv --out run", "--out run is a folder. Name a file in it: run/tokenizer.json"),
+    ("data refresh --links links.csv --to links.csv --tokenizer t.json", "--to .*links.csv is a file. Give a folder"),
     ("data refresh --links none.csv --to new --tokenizer t.json", "links table none.csv does not exist. Give a"),
     ("data refresh --links links.csv --to new", "new is new and has no tokenizer yet. Train one with `coca tokenizer"),
     ("data refresh --links links.csv --to new --tokenizer links.csv", "links.csv is not a tokenizer file.* Train one"),
