@@ -34,6 +34,7 @@ class ClusterInfo:
 
 
 _connected: ClusterInfo | None = None
+_agent_port = 0
 
 
 def connect(num_cpus: int | None = None) -> ClusterInfo:
@@ -139,7 +140,8 @@ def _no_cluster(address: str, error: Exception) -> BadInput:
 def _start(num_cpus: int) -> Any:
     import ray
 
-    port = _dashboard_port()
+    port = _free_port(DASHBOARD_PORT)
+    _move_agent_port()
     # Workers inherit it: Ray Train's own actors look for their dashboard, and lose their way among several Rays.
     before = os.environ.get("RAY_API_SERVER_ADDRESS")
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
@@ -161,13 +163,28 @@ def _start(num_cpus: int) -> Any:
             os.environ["RAY_API_SERVER_ADDRESS"] = before
 
 
-def _dashboard_port() -> int:
-    """Ray's usual port, or the next free one."""
-    for port in range(DASHBOARD_PORT, DASHBOARD_PORT + 100):
+def _move_agent_port() -> None:
+    """Let the node's agent, which takes jobs, listen on a free port: Ray's is fixed, and ``ray.init`` cannot set it.
+
+    Another Ray on this machine holds it, and for a minute so does the agent of one whose driver was killed; an agent
+    without its port takes no jobs.
+    """
+    from ray._private.parameter import RayParams
+    from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT as USUAL
+
+    global _agent_port
+    taken, _agent_port = _agent_port or USUAL, _free_port(USUAL)
+    defaults = RayParams.__init__.__defaults__ or ()
+    RayParams.__init__.__defaults__ = tuple(_agent_port if value == taken else value for value in defaults)
+
+
+def _free_port(first: int) -> int:
+    """``first``, or the next port that nobody listens on."""
+    for port in range(first, first + 100):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
                 return port
-    raise BadInput(f"ports {DASHBOARD_PORT} to {port} are all taken", "Stop what is left of other Rays")
+    raise BadInput(f"ports {first} to {port} are all taken", "Stop what is left of other Rays")
 
 
 def _object_store_bytes() -> int:

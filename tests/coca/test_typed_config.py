@@ -56,3 +56,9 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str | None, message: str) -> 
 def test_configs_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         TrainConfig().steps = 3  # type: ignore[misc]
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes("name: caf\u00e9".encode("latin-1"))
+    with pytest.raises(BadInput, match=r"cannot read the config file .*: it is not UTF-8 text"):
+        resolve_config(TrainConfig(), tmp_path / "config.yaml")

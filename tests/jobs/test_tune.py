@@ -49,11 +49,11 @@ def test_a_study_runs_and_a_second_call_keeps_its_trials(
     (tmp_path / "study/trials/0/trial.json").unlink()  # as if killed before it was judged
     assert run_tuning(config)["trials"] == rows
     assert (tmp_path / "study/trials/1/trial.json").stat().st_mtime_ns == finished
-    with pytest.raises(BadInput, match="holds a study that was begun with another seed. Give the old values"):
+    with pytest.raises(BadInput, match=r"holds a study that was begun with another seed. Give the old values"):
         run_tuning(config.model_copy(update={"seed": 5}))
     # A trial that waits holds CPUs too: without room for its workers it would wait for ever.
     crowded = config.model_copy(update={"workers": WorkersConfig(count=4), "out": str(tmp_path / "crowded")})
-    with pytest.raises(BadInput, match="1 trials at once, with the workers of one, need 4.5 CPUs, the cluster has 4"):
+    with pytest.raises(BadInput, match=r"1 trials at once, with the workers of one, need 4\.5 CPUs"):
         run_tuning(crowded)
     assert not (tmp_path / "crowded").exists()
 
