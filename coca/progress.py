@@ -1,7 +1,10 @@
 """Progress that people can read: a bar on a terminal, a plain line every few seconds where there is none."""
 
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -77,6 +80,26 @@ class Progress:
         elif self.total is not None and rate > 0:
             parts.append(f"{format_duration(max(self.total - self.count, 0) / rate)} left")
         return ", ".join([*parts, self._note] if self._note else parts)
+
+
+@contextmanager
+def polling(poll: Callable[[], None], every_s: float) -> Iterator[None]:
+    """Call ``poll`` again and again in a thread while the block waits for something else, and once after it."""
+    done = threading.Event()
+
+    def work() -> None:
+        finished = False
+        while not finished:
+            finished = done.wait(every_s)
+            poll()
+
+    thread = threading.Thread(target=work, name="polling", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def format_duration(seconds: float) -> str:

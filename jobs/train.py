@@ -1,7 +1,6 @@
 """`coca train` on Ray Train: the driver checks, starts the workers and shows progress; `coca.train` does the work."""
 
 import os
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from coca.checkpoint import checkpoint_path, read_fixed
 from coca.config import TrainConfig
 from coca.dataset import Dataset, list_versions
 from coca.errors import BadInput
-from coca.progress import Progress
+from coca.progress import Progress, polling
 from coca.run_folder import RunFolder
 from coca.storage import Store
 from jobs.config import TrainRunConfig, WorkersConfig
@@ -151,24 +150,14 @@ def _follow(run: RunFolder, steps: int, start: int, show: bool) -> Iterator[None
     if not show:
         yield
         return
-    done = threading.Event()
     with Progress("train", total=steps, unit="steps", start=start) as progress:
-        thread = threading.Thread(target=_poll, args=(run, progress, done), name="progress", daemon=True)
-        thread.start()
-        try:
+
+        def poll() -> None:
+            rows = run.read_metrics()
+            if rows and rows[-1]["step"] > progress.count:
+                row = rows[-1]
+                parts = f"contrastive {row['contrastive_loss']:.3f}, captioning {row['captioning_loss']:.3f}"
+                progress.advance(row["step"] - progress.count, note=f"loss {row['loss']:.3f} ({parts})")
+
+        with polling(poll, every_s=1.0):
             yield
-        finally:
-            done.set()
-            thread.join()
-
-
-def _poll(run: RunFolder, progress: Progress, done: threading.Event) -> None:
-    finished = False
-    while not finished:
-        finished = done.wait(1.0)
-        rows = run.read_metrics()
-        if rows and rows[-1]["step"] > progress.count:
-            row = rows[-1]
-            parts = f"contrastive {row['contrastive_loss']:.3f}, captioning {row['captioning_loss']:.3f}"
-            note = f"loss {row['loss']:.3f} ({parts})"
-            progress.advance(row["step"] - progress.count, note=note)

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from coca.config import LossConfig
 from coca.errors import BadInput, RunFailed
 from coca.evaluate import evaluate_retrieval, perplexity, read_evaluation_set
-from coca.progress import Progress
+from coca.progress import Progress, polling
 from coca.run_folder import RunFolder
 from coca.storage import Store, open_file
 from jobs.config import TrainRunConfig, TuneConfig
@@ -132,27 +131,18 @@ def _finished_trials(study: Store, trials: int) -> list[dict[str, Any]]:
 @contextmanager
 def _follow(study: Store, trials: int) -> Iterator[None]:
     """Show progress while the driver waits: a trial is done when its row lies beside its run."""
-    done = threading.Event()
     before = len(_finished_trials(study, trials))
     with Progress("tune", total=trials, unit="trials", start=before) as progress:
 
         def poll() -> None:
-            finished = False
-            while not finished:
-                finished = done.wait(2.0)
-                rows = _finished_trials(study, trials)
-                if len(rows) > progress.count:
-                    best = max(rows, key=lambda row: row["score"])
-                    weights = f"{best['contrastive_weight']:g} : {best['captioning_weight']:g}"
-                    progress.advance(len(rows) - progress.count, note=f"best {best['score']:.3f} at {weights}")
+            rows = _finished_trials(study, trials)
+            if len(rows) > progress.count:
+                best = max(rows, key=lambda row: row["score"])
+                weights = f"{best['contrastive_weight']:g} : {best['captioning_weight']:g}"
+                progress.advance(len(rows) - progress.count, note=f"best {best['score']:.3f} at {weights}")
 
-        thread = threading.Thread(target=poll, name="progress", daemon=True)
-        thread.start()
-        try:
+        with polling(poll, every_s=2.0):
             yield
-        finally:
-            done.set()
-            thread.join()
 
 
 def run_trial(space: dict[str, Any]) -> None:

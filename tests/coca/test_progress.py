@@ -1,9 +1,11 @@
 import io
+import threading
+import time
 
 import pytest
 
 from coca import progress as progress_module
-from coca.progress import Progress, format_duration
+from coca.progress import Progress, format_duration, polling
 
 
 class Terminal(io.StringIO):
@@ -69,3 +71,21 @@ def test_terminal_shows_a_bar():
 )
 def test_durations(seconds: float, text: str):
     assert format_duration(seconds) == text
+
+
+def test_polling_goes_on_during_the_block_and_once_after_it() -> None:
+    calls: list[int] = []
+    enough = threading.Event()
+
+    def poll() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            enough.set()
+
+    with polling(poll, every_s=0.01):
+        assert enough.wait(10)
+        during = len(calls)
+    assert len(calls) > during
+    after = len(calls)
+    time.sleep(0.05)
+    assert len(calls) == after
