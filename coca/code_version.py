@@ -8,7 +8,7 @@ from pathlib import Path
 
 @cache
 def code_version() -> str:
-    """The installed version, with the git commit where the code runs from a checkout (`+dirty` if changed since)."""
+    """The installed version, with the git commit where the code runs from a checkout (`.dirty` if changed since)."""
     try:
         version = metadata.version("coca")
     except metadata.PackageNotFoundError:  # an unpacked working directory on a cluster
