@@ -1,4 +1,4 @@
-"""The road's own rules on small stages: what is done is skipped, what changed is made anew, nothing foreign is touched.
+"""The road's own rules, on small stages: done is skipped, changed is made anew, nothing foreign is touched.
 
 The real stages are walked, and killed, in tests/end_to_end/test_demo.py.
 """
