@@ -1,6 +1,7 @@
 """Charts as SVG for an HTML page: text stays text, and colours come from the page, so light and dark both work."""
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -46,15 +47,17 @@ Curve = tuple[str, Sequence[float]]
 
 
 def draw_curves(steps: Sequence[int], curves: Sequence[Curve], description: str, *, log: bool = False) -> str:
-    """One or two curves over the steps of a run, each labelled at its end; the second is dashed."""
+    """One curve over the steps of a run, or two with a legend, the second dashed; the last values are written out."""
 
     def draw(axes: Axes) -> None:
         for (name, values), colour, dash in zip(curves, (_FIRST, _SECOND), ("-", (0, (4, 2))), strict=False):
-            axes.plot(steps, values, color=colour, linestyle=dash, linewidth=1.8)
-            label = f"{name} {values[-1]:.3g}".strip()
-            axes.annotate(
-                label, (steps[-1], values[-1]), color=colour, va="center", xytext=(6, 0), textcoords="offset points"
-            )
+            last = f"{values[-1]:.3g}"
+            axes.plot(steps, values, color=colour, linestyle=dash, linewidth=1.8, label=f"{name} {last}")
+            if len(curves) == 1:
+                place = (steps[-1], values[-1])
+                axes.annotate(last, place, color=colour, va="center", xytext=(6, 0), textcoords="offset points")
+        if len(curves) > 1:
+            axes.legend(loc="upper right", frameon=False, labelcolor="linecolor", handlelength=2.6)
         if log:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -84,13 +87,28 @@ def draw_trials(trials: Sequence[dict[str, Any]], best: dict[str, Any], descript
                 markeredgewidth=2,
             )
             text = f"{trial['score']:.3f}{' best' if chosen else ''}"
-            axes.annotate(text, place, xytext=(0, 10), textcoords="offset points", ha="center")
+            offset, edge = ((0, -10), "top") if _has_neighbour_above(trial, trials) else ((0, 10), "bottom")
+            axes.annotate(text, place, xytext=offset, textcoords="offset points", ha="center", va=edge)
         axes.set_xlim(_set_weight_ticks(axes.xaxis, [trial["contrastive_weight"] for trial in trials]))
         axes.set_ylim(_set_weight_ticks(axes.yaxis, [trial["captioning_weight"] for trial in trials]))
         axes.set_xlabel("contrastive weight")
         axes.set_ylabel("captioning weight")
 
     return _svg(draw, description)
+
+
+def _has_neighbour_above(trial: dict[str, Any], trials: Sequence[dict[str, Any]]) -> bool:
+    """Whether another trial lies where the label above this one would stand (distances in powers of two)."""
+
+    def steps_to(other: dict[str, Any], name: str) -> float:
+        return math.log2(other[name] / trial[name])
+
+    return any(
+        other is not trial
+        and abs(steps_to(other, "contrastive_weight")) < 1.2
+        and 0 <= steps_to(other, "captioning_weight") < 1.2
+        for other in trials
+    )
 
 
 def _set_weight_ticks(axis: Axis, weights: Sequence[float]) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from coca.progress import format_duration
 from jobs.charts import draw_curves, draw_trials
 
-_SHOWN_RIGHT, _SHOWN_WRONG = 18, 12
+_SHOWN_RIGHT, _SHOWN_WRONG = 16, 12
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ def _charts(data: ReportData) -> dict[str, Markup]:
             steps,
             [("captioning", curve("captioning_loss")), ("contrastive", curve("contrastive_loss"))],
             "contrastive and captioning loss over the steps of training",
+            log=True,
         ),
         "Learning rate": draw_curves(steps, [("", curve("learning_rate"))], "learning rate over the steps of training"),
         "Gradient norm": draw_curves(

@@ -49,6 +49,8 @@ class Target:
     """All of the cluster is this machine: same files, same interpreter."""
     ends_with_us: bool
     """It is our own Ray and stops with this process."""
+    gcs_address: str = ""
+    """``host:port`` of a local cluster's control plane."""
 
 
 def submit(
@@ -120,7 +122,12 @@ def find_target(address: str | None) -> Target:
         raise BadInput(
             f"the Ray at {cluster.address} has no dashboard", "Start it with its dashboard: jobs go through it"
         )
-    return Target(cluster.dashboard_url, local=cluster.nodes == 1, ends_with_us=cluster.started_here)
+    return Target(
+        cluster.dashboard_url,
+        local=cluster.nodes == 1,
+        ends_with_us=cluster.started_here,
+        gcs_address=cluster.address,
+    )
 
 
 def _address_from_environment() -> str:
@@ -128,10 +135,13 @@ def _address_from_environment() -> str:
 
 
 def entrypoint(words: Sequence[str], target: Target, folder: Path, python: str | None = None) -> str:
-    """The shell line of the job: ``python -m jobs.cli [-C FOLDER] COMMAND...``."""
+    """The shell line of the job: ``[env RAY_ADDRESS=...] python -m jobs.cli [-C FOLDER] COMMAND...``."""
     interpreter = python or (sys.executable if target.local else "python")
-    place = ["-C", str(folder)] if target.local else []
-    return shlex.join([interpreter, "-m", "jobs.cli", *place, *words])
+    if not target.local:
+        return shlex.join([interpreter, "-m", "jobs.cli", *words])
+    # Ray's job supervisor hands a job the address of any Ray it finds on the machine, which may be another's.
+    address = ["env", f"RAY_ADDRESS={target.gcs_address}"]
+    return shlex.join([*address, interpreter, "-m", "jobs.cli", "-C", str(folder), *words])
 
 
 def _command_words(command: Sequence[str]) -> list[str]:

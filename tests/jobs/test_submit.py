@@ -20,9 +20,10 @@ from jobs.submit import LogLines, Target, entrypoint, submit
 
 def test_entrypoint_keeps_words_apart():
     words = ["train", "--data", "my data", "--set", "a=$HOME"]
-    here = Target("http://127.0.0.1:8265", local=True, ends_with_us=True)
+    here = Target("http://127.0.0.1:8265", local=True, ends_with_us=True, gcs_address="127.0.0.1:6379")
     line = entrypoint(words, here, Path("/some where"))
-    assert line == f"{sys.executable} -m jobs.cli -C '/some where' train --data 'my data' --set 'a=$HOME'"
+    job = f"{sys.executable} -m jobs.cli -C '/some where' train --data 'my data' --set 'a=$HOME'"
+    assert line == f"env RAY_ADDRESS=127.0.0.1:6379 {job}"
     there = Target("http://head:8265", local=False, ends_with_us=False)
     assert entrypoint(words[:3], there, Path("/x")) == "python -m jobs.cli train --data 'my data'"
 
