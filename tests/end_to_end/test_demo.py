@@ -1,9 +1,7 @@
 """The whole road in small: killed in the middle and started again, it completes; started once more, it skips."""
 
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -29,8 +27,8 @@ def run_to_the_end(out: Path) -> tuple[dict[str, Any], str]:
     return json.loads(done.stdout.splitlines()[-1]), done.stdout
 
 
-def run_and_kill(out: Path, stage: str, delay_s: float) -> None:
-    """Start the demo and SIGKILL it ``delay_s`` after a stage began."""
+def run_and_kill(out: Path, stage: str, delay_s: float) -> bool:
+    """Start the demo and SIGKILL it ``delay_s`` after a stage began; whether that cut the stage off."""
     process = subprocess.Popen(demo(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     began = out / "stages" / f"{stage}.begun.json"
     before = began.stat().st_mtime_ns if began.exists() else 0
@@ -40,8 +38,9 @@ def run_and_kill(out: Path, stage: str, delay_s: float) -> None:
             time.sleep(delay_s)
             break
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
+    return not (out / "stages" / f"{stage}.json").exists()
 
 
 def check_summary(summary: dict[str, Any], out: Path) -> None:
@@ -61,9 +60,8 @@ def check_summary(summary: dict[str, Any], out: Path) -> None:
 @pytest.mark.timeout(600)
 def test_killed_in_training_it_completes_and_then_skips(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    run_and_kill(out, "train", delay_s=8)
+    assert run_and_kill(out, "train", delay_s=8)
     assert (out / "stages/refresh.json").exists()
-    assert not (out / "stages/train.json").exists()
     summary, printed = run_to_the_end(out)
     check_summary(summary, out)
     for stage in ("web", "tokenizer", "refresh"):
@@ -76,11 +74,15 @@ def test_killed_in_training_it_completes_and_then_skips(tmp_path: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_killed_in_every_stage_it_completes(tmp_path: Path) -> None:
-    """One demo, killed twice in each stage at seeded moments within the time the stage takes."""
+    """One demo, killed up to twice in each stage at seeded moments within the time the stage takes."""
     rng = random.Random(0)
     out = tmp_path / "demo"
+    cut_off = set()
     for stage, seconds in LASTS_S.items():
         for _ in range(2):
-            run_and_kill(out, stage, delay_s=rng.uniform(0, seconds))
+            done = (out / "stages" / f"{stage}.json").exists()
+            if not done and run_and_kill(out, stage, delay_s=rng.uniform(0, seconds)):
+                cut_off.add(stage)
+    assert len(cut_off) >= 5, cut_off  # a short stage may be through before the kill
     summary, _ = run_to_the_end(out)
     check_summary(summary, out)
