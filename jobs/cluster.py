@@ -67,6 +67,11 @@ def connect(num_cpus: int | None = None) -> ClusterInfo:
     return _connected
 
 
+def is_connected() -> bool:
+    """Whether this process has joined or started a cluster through ``connect``."""
+    return _connected is not None
+
+
 def disconnect() -> None:
     """Leave the cluster; one started by ``connect`` ends."""
     global _connected

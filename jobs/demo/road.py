@@ -64,8 +64,9 @@ def summarize(markers: dict[str, Result]) -> dict[str, Any]:
 
 
 def _run_stages(folders: Folders, config: DemoConfig) -> dict[str, Result]:
-    from jobs.cluster import disconnect
+    from jobs.cluster import disconnect, is_connected
 
+    was_connected = is_connected()
     markers: dict[str, Result] = {}
     made_with: dict[str, Any] = {}
     try:
@@ -74,7 +75,8 @@ def _run_stages(folders: Folders, config: DemoConfig) -> dict[str, Result]:
             heading = f"[{number}/{len(STAGES)}] {stage.name}"
             markers[stage.name] = _run_stage(stage, folders, config, made_with, heading)
     finally:
-        disconnect()
+        if not was_connected:  # a Ray that was there before us is not ours to end
+            disconnect()
     return markers
 
 
