@@ -142,3 +142,13 @@ def test_json_is_replaced_whole(tmp_path):
     road._write_json(path, {"a": "è"})
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": "è"}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("connected_before", "ended"), [(True, []), (False, [True])])
+def test_a_ray_that_was_there_before_is_left_alone(calls, tmp_path, monkeypatch, connected_before, ended):
+    """A road inside a process that has its own Ray, such as this test session, once took it down."""
+    disconnected = []
+    monkeypatch.setattr("jobs.cluster.is_connected", lambda: connected_before)
+    monkeypatch.setattr("jobs.cluster.disconnect", lambda: disconnected.append(True))
+    walk(tmp_path / "demo")
+    assert disconnected == ended
