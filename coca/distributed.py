@@ -1,6 +1,6 @@
-"""What the losses need from other ranks. Every function is the identity in a single process.
+"""What training needs from other ranks. In a single process every function gives back what it was given.
 
-Shapes: N local rows, G global rows (all ranks' rows, by rank), E embedding.
+Shapes: N local rows, G global rows (all ranks' rows, by rank).
 """
 
 import torch
@@ -16,24 +16,20 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, local_NE: Tensor) -> Tensor:
-        parts = [torch.empty_like(local_NE) for _ in range(world_size())]
-        dist.all_gather(parts, local_NE.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: object, grad_GE: Tensor) -> Tensor:
-        # Every rank's loss depends on our rows: their gradients add up.
-        grad_GE = grad_GE.contiguous()
-        dist.all_reduce(grad_GE)
-        return grad_GE.chunk(world_size())[rank()]
+def gather_rows(local: Tensor) -> Tensor:
+    """All ranks' rows (N, ...) as one tensor (G, ...), without gradient. Ranks hold equally many rows."""
+    local = local.detach()
+    if world_size() == 1:
+        return local
+    parts = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, local.contiguous())
+    return torch.cat(parts)
 
 
-def gather(local_NE: Tensor) -> Tensor:
-    """All ranks' rows (G, E), with gradients flowing back to the rank that owns them. Ranks hold equally many rows."""
-    return _Gather.apply(local_NE) if world_size() > 1 else local_NE
+def reduce_to_owner(value: Tensor, owner: int) -> None:
+    """Replaces ``value`` on the rank ``owner`` by the sum of every rank's; what it holds elsewhere is undefined."""
+    if world_size() > 1:
+        dist.reduce(value, dst=owner)
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
@@ -41,6 +37,14 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     value = value.detach().clone()
     if world_size() > 1:
         dist.all_reduce(value)
+    return value
+
+
+def max_over_ranks(value: Tensor) -> Tensor:
+    """The largest of every rank's ``value``, entry by entry, without gradient."""
+    value = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return value
 
 
