@@ -17,8 +17,20 @@ def random_view(
     """
     if config.min_crop_area == 1:
         return model_pixels(image, size)
-    random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, int(sample_id, 16), lane_pass])))
+    random = _random(seed, sample_id, lane_pass)
     side = min(image.size) * np.sqrt(random.uniform(config.min_crop_area, 1))
     left, top = random.uniform(0, image.width - side), random.uniform(0, image.height - side)
     view = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
     return np.asarray(view)
+
+
+def kept_patches(patches: int, keep: int, *, seed: int, sample_id: str, lane_pass: int) -> np.ndarray:
+    """Indices of the patches a picture is seen by, ascending, int64: ``keep`` of ``patches``, each as likely."""
+    # A stream of its own: what is cropped does not change what is dropped.
+    chosen = _random(seed, sample_id, lane_pass, 1).permutation(patches)[:keep]
+    return np.sort(chosen)
+
+
+def _random(seed: int, sample_id: str, lane_pass: int, *stream: int) -> np.random.Generator:
+    sequence = np.random.SeedSequence([seed, int(sample_id, 16), lane_pass, *stream])
+    return np.random.Generator(np.random.Philox(sequence))

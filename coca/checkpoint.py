@@ -4,7 +4,7 @@
 | --------------------- | ------------------------------------------------------------- | --------- |
 | model.safetensors     | the weights                                                   | use       |
 | config.json           | the architecture, where the weights come from, the step       | use       |
-| tokenizer.json        | the tokenizer                                                 | use       |
+| tokenizer.json        | the tokenizer; imported weights may lack it                   | use       |
 | preprocessing.json    | image size, mean and std                                      | use       |
 | optimizer.safetensors | optimizer state and the random state of torch                 | resume    |
 | resume.json           | position in the data, and the config the run cannot change    | resume    |
@@ -61,13 +61,23 @@ class Checkpoint:
     """A model ready to use, with everything that must travel with its weights."""
 
     model: CoCa
-    tokenizer: Tokenizer
+    own_tokenizer: Tokenizer | None  # imported weights may have come without one
     preprocessing: Preprocessing
     config: ModelConfig
     step: int
     provenance: dict[str, Any]
     digest: str  # of the manifest, hence of every file
     uri: str  # of the checkpoint's own folder, also where a run folder was named
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """
+        Raises:
+            BadInput: the checkpoint holds none.
+        """
+        if self.own_tokenizer is None:
+            raise BadInput(f"{self.uri} holds no tokenizer", "Import its weights again with --tokenizer FILE")
+        return self.own_tokenizer
 
 
 @dataclass
@@ -84,7 +94,7 @@ def save_checkpoint(
     path: str,
     *,
     model: CoCa,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     preprocessing: Preprocessing,
     step: int,
     provenance: dict[str, Any],
@@ -94,9 +104,10 @@ def save_checkpoint(
     files = {
         "model.safetensors": safetensors.torch.save(_contiguous(model.state_dict())),
         "config.json": _json(ModelFile(model=model.config, step=step, provenance=provenance)),
-        "tokenizer.json": tokenizer.to_json().encode(),
         "preprocessing.json": _json(preprocessing),
     }
+    if tokenizer is not None:
+        files["tokenizer.json"] = tokenizer.to_json().encode()
     if resume is not None:
         tensors = {**resume.optimizer, "rng/torch": torch.get_rng_state()}
         files["optimizer.safetensors"] = safetensors.torch.save(_contiguous(tensors))
@@ -115,10 +126,11 @@ def load_checkpoint(uri: str) -> Checkpoint:
         BadInput: nothing there, a file missing or changed since the manifest was written, or parts that do not fit.
     """
     store = _newest(Store(uri))
-    files, digest = _read_verified(store, ("model.safetensors", "config.json", "tokenizer.json", "preprocessing.json"))
+    needed = ("model.safetensors", "config.json", "preprocessing.json")
+    files, digest = _read_verified(store, needed, optional=("tokenizer.json",))
     described = _parse(ModelFile, files["config.json"], store, "config.json")
     preprocessing = _parse(Preprocessing, files["preprocessing.json"], store, "preprocessing.json")
-    tokenizer = _tokenizer(files["tokenizer.json"], store)
+    tokenizer = _tokenizer(files["tokenizer.json"], store) if "tokenizer.json" in files else None
     _check_parts(described.model, tokenizer, preprocessing, store)
     tensors = _tensors(files["model.safetensors"], store, "model.safetensors")
     # Held against the shapes alone first: a config that asks for more than there is takes no memory.
@@ -128,7 +140,7 @@ def load_checkpoint(uri: str) -> Checkpoint:
     model.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
     return Checkpoint(
         model=model.eval(),
-        tokenizer=tokenizer,
+        own_tokenizer=tokenizer,
         preprocessing=preprocessing,
         config=described.model,
         step=described.step,
@@ -136,6 +148,42 @@ def load_checkpoint(uri: str) -> Checkpoint:
         digest=digest,
         uri=store.uri,
     )
+
+
+def load_tensors(uri: str) -> tuple[dict[str, Tensor], ModelFile]:
+    """The weights of a checkpoint as they are stored, and its description; a run folder gives its newest one.
+
+    Raises:
+        BadInput: as for ``load_checkpoint``.
+    """
+    store = _newest(Store(uri))
+    files, _ = _read_verified(store, ("model.safetensors", "config.json"))
+    described = _parse(ModelFile, files["config.json"], store, "config.json")
+    tensors = _tensors(files["model.safetensors"], store, "model.safetensors")
+    with torch.device("meta"):
+        _check_weights(CoCa(described.model), tensors, store.uri)
+    return tensors, described
+
+
+def read_description(uri: str) -> ModelFile:
+    """What config.json of a checkpoint says, without its weights; a run folder gives its newest one.
+
+    Raises:
+        BadInput: nothing there, or the file is missing or changed since the manifest was written.
+    """
+    store = _newest(Store(uri))
+    return _parse(ModelFile, _read_verified(store, ("config.json",))[0]["config.json"], store, "config.json")
+
+
+def check_tokenizer(config: ModelConfig, tokenizer: Tokenizer, source: str, way_out: str) -> None:
+    """Raises BadInput unless a model can read the tokenizer's ids."""
+    if tokenizer.vocab_size > config.text.vocab_size:
+        entries = f"the tokenizer has {tokenizer.vocab_size} entries, the model {config.text.vocab_size}"
+        raise BadInput(f"{source}: {entries}", way_out)
+    for name in ("pad_id", "begin_id", "end_id"):
+        ours, wanted = getattr(tokenizer, name), getattr(config.text, name)
+        if ours != wanted:
+            raise BadInput(f"{source}: {name} is {ours} in the tokenizer, {wanted} in the model", way_out)
 
 
 def load_model(uri: str) -> CoCa:
@@ -205,7 +253,9 @@ def _read_resume(store: Store, path: str) -> dict[str, bytes]:
         raise BadInput(problem.cause, f"Remove {store.uri}/{path} to go on from the checkpoint before it") from None
 
 
-def _read_verified(store: Store, names: tuple[str, ...]) -> tuple[dict[str, bytes], str]:
+def _read_verified(
+    store: Store, names: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> tuple[dict[str, bytes], str]:
     try:
         manifest = store.read(MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
@@ -215,7 +265,7 @@ def _read_verified(store: Store, names: tuple[str, ...]) -> tuple[dict[str, byte
         ) from None
     entries = _read_json(manifest, store, MANIFEST).get("files")
     files = {}
-    for name in names:
+    for name in (*names, *(name for name in optional if isinstance(entries, dict) and name in entries)):
         if not isinstance(entries, dict) or name not in entries:
             raise BadInput(f"{store.uri} lists no {name}", "It cannot be used for this: name another checkpoint")
         try:
@@ -236,15 +286,11 @@ def _tokenizer(data: bytes, store: Store) -> Tokenizer:
         raise BadInput(f"{source} is not text: {error}", _DAMAGED) from None
 
 
-def _check_parts(config: ModelConfig, tokenizer: Tokenizer, preprocessing: Preprocessing, store: Store) -> None:
+def _check_parts(config: ModelConfig, tokenizer: Tokenizer | None, preprocessing: Preprocessing, store: Store) -> None:
     """Each part may be whole and yet belong to another model."""
     way_out = "The files do not belong together: restore the checkpoint"
-    if tokenizer.vocab_size > config.text.vocab_size:
-        entries = f"the tokenizer has {tokenizer.vocab_size} entries, the model {config.text.vocab_size}"
-        raise BadInput(f"{store.uri}: {entries}", way_out)
-    if tokenizer.pad_id != config.text.pad_id:
-        padding = f"the tokenizer pads with {tokenizer.pad_id}, the model with {config.text.pad_id}"
-        raise BadInput(f"{store.uri}: {padding}", way_out)
+    if tokenizer is not None:
+        check_tokenizer(config, tokenizer, store.uri, way_out)
     if preprocessing.image_size != config.vision.image_size:
         sizes = f"preprocessing gives {preprocessing.image_size} pixels, the model takes {config.vision.image_size}"
         raise BadInput(f"{store.uri}: {sizes}", way_out)

@@ -9,6 +9,7 @@ from coca.typed_config import Config
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -17,11 +18,13 @@ def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
         raise ValueError(f"{small_name} = {small} does not divide {large_name} = {large}")
 
 
-class VisionConfig(Config):
-    """A plain ViT without a class token: the poolers do the pooling (Yu et al. 2022, section 3.2)."""
+class ViTConfig(Config):
+    """A vision transformer. The paper's has no class token: poolers do the pooling (Yu et al. 2022, section 3.2)."""
 
+    kind: Literal["vit"] = "vit"
+    """The encoder's architecture."""
     image_size: Positive = 288
-    """Side of the square input, pixels."""
+    """Side of the square input, pixels; other sizes interpolate the positions."""
     patch_size: Positive = 18
     """Side of a patch, pixels; must divide image_size."""
     width: Positive = 768
@@ -32,12 +35,70 @@ class VisionConfig(Config):
     """Attention heads; must divide width."""
     mlp_width: Positive = 3072
     """Hidden width of each MLP."""
+    class_token: bool = False
+    """A learned token before the patches, with a position of its own (CLIP)."""
+    registers: NonNegativeInt = 0
+    """Learned tokens that take part in attention and are dropped at the end (Darcet et al. 2023)."""
+    qk_norm: bool = False
+    """Layer norm on queries and keys, per head (Dehghani et al. 2023)."""
+    patch_bias: bool = True
+    """A bias on the patch projection."""
+    pre_norm: bool = False
+    """A layer norm before the first block (CLIP)."""
+    final_norm: bool = True
+    """A layer norm after the last block."""
+
+    @property
+    def output_width(self) -> int:
+        """Width of the tokens the encoder gives."""
+        return self.width
+
+    @property
+    def patches(self) -> int:
+        """Patches of a picture of image_size."""
+        return (self.image_size // self.patch_size) ** 2
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         _divides("patch_size", self.patch_size, "image_size", self.image_size)
         _divides("heads", self.heads, "width", self.width)
         return self
+
+
+class ResNetConfig(Config):
+    """A bottleneck ResNet (He et al. 2015) with group normalisation, whose last feature map is the tokens."""
+
+    kind: Literal["resnet"] = "resnet"
+    """The encoder's architecture."""
+    image_size: Positive = 224
+    """Side of the square input, pixels; other sizes interpolate the positions."""
+    blocks: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=4)] = (3, 4, 6, 3)
+    """Bottleneck blocks of each stage: (3, 4, 6, 3) is ResNet-50, (3, 4, 23, 3) ResNet-101."""
+    width: Positive = 64
+    """Channels of the stem; stage i works at 2^i times that and puts out four times what it works at."""
+    groups: Positive = 32
+    """Groups of each normalisation (Wu and He 2018); must divide width."""
+    stem: Literal["imagenet", "small"] = "imagenet"
+    """imagenet: 7 x 7 with stride 2, then pooling with stride 2; small: 3 x 3 with stride 1, for small pictures."""
+
+    @property
+    def output_width(self) -> int:
+        """Width of the tokens the encoder gives."""
+        return 4 * self.width * 2 ** (len(self.blocks) - 1)
+
+    @property
+    def stride(self) -> int:
+        """Pixels between two tokens."""
+        return (4 if self.stem == "imagenet" else 1) * 2 ** (len(self.blocks) - 1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _divides("groups", self.groups, "width", self.width)
+        _divides("the stride of all stages", self.stride, "image_size", self.image_size)
+        return self
+
+
+VisionConfig = Annotated[ViTConfig | ResNetConfig, Field(discriminator="kind")]
 
 
 class TextConfig(Config):
@@ -48,7 +109,7 @@ class TextConfig(Config):
     context_length: Annotated[int, Field(ge=2)] = 64
     """Longest caption in tokens, begin and end included; longer ones are cut."""
     width: Positive = 768
-    """Width of the residual stream."""
+    """Width of the residual stream, and of the image tokens the poolers give."""
     heads: Positive = 12
     """Attention heads; must divide width."""
     mlp_width: Positive = 3072
@@ -57,8 +118,25 @@ class TextConfig(Config):
     """Blocks of the unimodal decoder, which never sees the image."""
     multimodal_layers: Positive = 12
     """Blocks of the multimodal decoder, which cross-attends to the image tokens."""
-    pad_id: Annotated[int, Field(ge=0)] = 0
+    pad_id: NonNegativeInt = 0
     """Token id that fills rows up to the batch's longest caption."""
+    begin_id: NonNegativeInt = 1
+    """Token id that every caption begins with."""
+    end_id: NonNegativeInt = 2
+    """Token id that every caption ends with."""
+    tied_head: bool = False
+    """Logits from the token embedding's matrix; apart from it in the paper, by its parameter counts."""
+    multimodal_block: Literal["paper", "open_clip"] = "paper"
+    """paper: self-attention, cross-attention, one MLP. open_clip: an MLP after each, and a norm on the image tokens."""
+    embedding_slot: Literal["after_caption", "open_clip", "open_clip_corrected"] = "after_caption"
+    """Where the embedding token stands. after_caption: it sees the caption and itself. open_clip: in the last position,
+    with the mask shifted by one that the published weights were trained with: it sees the first padding and not itself.
+    open_clip_corrected: there, without the shift."""
+
+    @property
+    def positions(self) -> int:
+        """Learned positions: one a token, and one for open_clip's embedding token."""
+        return self.context_length + (self.embedding_slot != "after_caption")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -67,24 +145,77 @@ class TextConfig(Config):
 
 
 class ModelConfig(Config):
-    """CoCa: one image encoder, two attentional poolers in cascade, two text decoders."""
+    """CoCa: one image encoder, attentional poolers, two text decoders."""
 
-    vision: VisionConfig = VisionConfig()
+    vision: VisionConfig = ViTConfig()
     """The image encoder."""
     text: TextConfig = TextConfig()
     """The text decoders."""
-    embed_dim: Positive = 768
-    """Width of the contrastive embeddings."""
+    embed_dim: Positive | None = None
+    """Width of the contrastive embeddings, reached by a projection on each side; by default, as in the paper, there is
+    none and it is text.width."""
+    pooling: Literal["cascade", "parallel", "open_clip"] = "cascade"
+    """cascade: the contrastive pooler reads what the captioning pooler gives (the paper's choice); parallel: both read
+    the encoder; open_clip: one pooler, whose first query is the image's embedding."""
     caption_queries: Positive = 256
-    """Queries of the captioning pooler: image tokens the decoder cross-attends to."""
+    """Queries of the captioning pooler: image tokens the decoder cross-attends to (one less with open_clip's)."""
     pooler_heads: Positive = 12
-    """Attention heads of both poolers; must divide vision.width."""
-    initial_temperature: Annotated[float, Field(gt=0)] = 0.07
+    """Attention heads of the poolers; must divide text.width."""
+    initial_temperature: PositiveFloat = 0.07
     """Temperature at the start of training (learnable)."""
+    initial_logit_bias: float | None = None
+    """Start of a learnable bias on similarities, which the sigmoid loss wants (Zhai et al. 2023: -10)."""
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the contrastive embeddings."""
+        return self.embed_dim or self.text.width
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _divides("pooler_heads", self.pooler_heads, "vision.width", self.vision.width)
+        _divides("pooler_heads", self.pooler_heads, "text.width", self.text.width)
+        if self.pooling == "open_clip" and self.caption_queries == 1:
+            raise ValueError("caption_queries = 1 leaves no image token to the decoder: open_clip's pooling keeps one")
+        return self
+
+
+class GenerationConfig(Config):
+    """How captions are written. The default is greedy: the likeliest token at every step."""
+
+    max_length: Annotated[int, Field(ge=2)] | None = None
+    """Longest caption in tokens, begin and end included; at most, and by default, the model's context_length."""
+    min_length: NonNegativeInt = 0
+    """Shortest caption in tokens, begin and end included."""
+    temperature: NonNegative = 0.0
+    """Sampling: logits are divided by it. 0 takes the likeliest token instead."""
+    top_k: NonNegativeInt = 0
+    """Sampling: only among the k likeliest tokens; 0 for all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sampling: only among the likeliest tokens that together have this probability (Holtzman et al. 2019)."""
+    seed: NonNegativeInt = 0
+    """Sampling: of the draws. Row i of a batch draws the same numbers in every batch."""
+    beams: Positive = 1
+    """Beam search: captions kept for each image at every step, in all groups; 1 for none."""
+    beam_groups: Positive = 1
+    """Beam search: groups that are searched one after the other (Vijayakumar et al. 2016); must divide beams."""
+    diversity_penalty: NonNegative = 0.5
+    """Beam search: taken off a token's log-probability for each choice of it by an earlier group at the same step."""
+    length_penalty: float = 1.0
+    """Beam search: captions compare by log-probability / length ** this; above 0 favours long ones."""
+    repetition_penalty: Annotated[float, Field(ge=1)] = 1.0
+    """Logits of tokens that have been are divided by it, or multiplied where negative (Keskar et al. 2019)."""
+    no_repeat_ngram: NonNegativeInt = 0
+    """Runs of this many tokens occur once at most; 0 for no such rule."""
+    force_end: bool = False
+    """A caption cut at max_length ends with the end token in its last place, as in open_clip."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _divides("beam_groups", self.beam_groups, "beams", self.beams)
+        if self.beams > 1 and self.temperature > 0:
+            raise ValueError(f"beams = {self.beams} and temperature = {self.temperature:g}: search or sample, not both")
+        if self.max_length is not None and self.min_length > self.max_length:
+            raise ValueError(f"min_length = {self.min_length} is above max_length = {self.max_length}")
         return self
 
 
@@ -104,6 +235,8 @@ class AugmentConfig(Config):
 
     min_crop_area: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Smallest share of the largest square that a random crop keeps; 1 trains on the centre crop."""
+    patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the patches of each picture that a ViT does not see in training (Li et al. 2022)."""
 
 
 class LossConfig(Config):
@@ -113,6 +246,12 @@ class LossConfig(Config):
     """Weight of the symmetric contrastive loss."""
     captioning_weight: NonNegative = 2.0
     """Weight of the captioning cross-entropy."""
+    contrastive: Literal["softmax", "sigmoid"] = "softmax"
+    """softmax over the global batch as in the paper, or a sigmoid for each pair (Zhai et al. 2023)."""
+    repeated_captions: Literal["negatives", "ignored"] = "negatives"
+    """What the pictures of other pairs with the same caption are to a pair in the contrastive loss."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the captioning target spread evenly over the vocabulary."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -165,6 +304,10 @@ class TrainConfig(Config):
     """Of the weights and of the order of the data."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 runs the matrix products under autocast."""
+    activation_checkpointing: bool = False
+    """Keep only each block's input for the backward pass and compute the rest again: less memory, a third more work."""
+    compile: bool = False
+    """Compile model and losses with torch.compile; needs a C++ compiler on a CPU."""
     log_every: Positive = 10
     """Steps between lines of metrics.jsonl."""
     checkpoint_every: Positive = 100
@@ -175,4 +318,8 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         _divides("lanes", self.lanes, "batch_size", self.batch_size)
+        if self.loss.contrastive == "sigmoid" and self.model.initial_logit_bias is None:
+            raise ValueError("loss.contrastive = sigmoid needs a bias: set model.initial_logit_bias, to -10 say")
+        if self.augment.patch_dropout and self.model.vision.kind != "vit":
+            raise ValueError("augment.patch_dropout is for a ViT: a ResNet has no patches, set it to 0")
         return self

@@ -1,6 +1,6 @@
 """Batches for one rank: row groups read, pictures decoded and captions padded, in the order of `coca.order`.
 
-Shapes: B samples of this rank, H height, W width, C channels, T tokens of the batch's longest caption.
+Shapes: B samples of this rank, H height, W width, C channels, K patches kept, T tokens of the batch's longest caption.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from coca.augment import random_view
+from coca.augment import kept_patches, random_view
 from coca.config import Preprocessing, TrainConfig
 from coca.dataset import Dataset
 from coca.errors import RunFailed
@@ -35,6 +35,7 @@ class Batch:
     pixels_BHWC: Tensor  # uint8
     tokens_BT: Tensor  # int64, padded on the right
     lane_digests: list[int]  # of the sample ids, one for each lane
+    kept_patches_BK: Tensor | None = None  # where patches are dropped: int64, ascending
 
 
 def normalize(pixels_BHWC: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -103,7 +104,8 @@ class Feed:
         tokenizer = self._dataset.tokenizer
         context_length = self._config.model.text.context_length
         tokens_BT = pad_tokens(captions, context_length, tokenizer.pad_id, tokenizer.end_id)
-        return Batch(torch.from_numpy(self._decode(pictures)), tokens_BT, digests)
+        pixels_BHWC = torch.from_numpy(self._decode(pictures))
+        return Batch(pixels_BHWC, tokens_BT, digests, self._kept_patches(pictures))
 
     def _decode(self, pictures: list[Picture]) -> np.ndarray:
         pixels: list[np.ndarray] = []
@@ -124,6 +126,19 @@ class Feed:
             sample_id=picture.sample_id,
             lane_pass=picture.lane_pass,
         )
+
+    def _kept_patches(self, pictures: list[Picture]) -> Tensor | None:
+        vision, dropped = self._config.model.vision, self._config.augment.patch_dropout
+        if vision.kind != "vit" or not dropped:
+            return None
+        keep = max(1, round(vision.patches * (1 - dropped)))
+        rows = [
+            kept_patches(
+                vision.patches, keep, seed=self._config.seed, sample_id=each.sample_id, lane_pass=each.lane_pass
+            )
+            for each in pictures
+        ]
+        return torch.from_numpy(np.stack(rows))
 
     def _row_group(self, index: int) -> pa.Table:
         table = self._row_groups.get(index)

@@ -87,5 +87,5 @@ def schedule(step: int, steps: int, config: OptimizerConfig) -> float:
 
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    outside = ("embedding", "positions", "queries", "head", "_projection")
+    outside = ("embedding", "positions", "queries", "registers", "head", "_projection")
     return parameter.ndim == 2 and not any(part in name for part in outside)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from coca.checkpoint import ResumeState, checkpoint_path, load_resume, save_checkpoint
@@ -20,8 +19,8 @@ from coca.dataset import Dataset
 from coca.distributed import all_gather_list, rank, sum_over_ranks, world_size
 from coca.errors import BadInput, RunFailed
 from coca.feed import Batch, Feed, batch_digest, normalize
-from coca.losses import captioning_loss, contrastive_loss
 from coca.model import CoCa
+from coca.objective import Losses, Objective
 from coca.optim import Optimizer
 from coca.run_folder import RunFolder
 
@@ -54,12 +53,13 @@ def train(
     torch.manual_seed(config.seed)
     config = fit_to_dataset(config, dataset)
     model = CoCa(config.model).to(device)
+    model.checkpoint_activations(config.activation_checkpointing)
     optimizer = Optimizer(model, config.optimizer, config.steps)
     preprocessing = Preprocessing(image_size=config.model.vision.image_size)
 
     # --- resume ----------------------------------------------------------------------------------------------------
     position = _resume(config, dataset, run, model, optimizer)
-    wrapped = _parallelize(model, device)
+    objective = _parallelize(Objective(model, config.loss, compiled=config.compile), device)
     batches = Feed(dataset, config, rank=rank(), world_size=world_size()).batches(position)
 
     # --- loop ------------------------------------------------------------------------------------------------------
@@ -71,7 +71,8 @@ def train(
             waited = time.perf_counter()
             batch = next(batches)
             data_wait_s += time.perf_counter() - waited
-            losses, grad_norm = _step(wrapped, optimizer, batch, config, preprocessing, device, position)
+            losses, grad_norm = _step(objective, optimizer, batch, config, preprocessing, device, position)
+            model.clamp_logit_scale()
             position += 1
 
             last = position == config.steps
@@ -105,10 +106,10 @@ def train(
 
 
 def fit_to_dataset(config: TrainConfig, dataset: Dataset) -> TrainConfig:
-    """The config with the vocabulary size of the dataset's tokenizer, which decides it."""
-    text = config.model.text.model_copy(
-        update={"vocab_size": dataset.tokenizer.vocab_size, "pad_id": dataset.tokenizer.pad_id}
-    )
+    """The config with the vocabulary size and special ids of the dataset's tokenizer, which decides them."""
+    tokenizer = dataset.tokenizer
+    ids = {"pad_id": tokenizer.pad_id, "begin_id": tokenizer.begin_id, "end_id": tokenizer.end_id}
+    text = config.model.text.model_copy(update={"vocab_size": tokenizer.vocab_size, **ids})
     return config.model_copy(update={"model": config.model.model_copy(update={"text": text})})
 
 
@@ -166,31 +167,32 @@ def check_same_run(saved: dict[str, Any], wanted: dict[str, Any], run: RunFolder
     )
 
 
-def _parallelize(model: CoCa, device: torch.device) -> torch.nn.Module:
+def _parallelize(objective: Objective, device: torch.device) -> torch.nn.Module:
     if world_size() == 1:
-        return model
-    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        return objective
+    return DistributedDataParallel(objective, device_ids=[device] if device.type == "cuda" else None)
 
 
 def _step(
-    model: torch.nn.Module,
+    objective: torch.nn.Module,
     optimizer: Optimizer,
     batch: Batch,
     config: TrainConfig,
     preprocessing: Preprocessing,
     device: torch.device,
     step: int,
-) -> tuple[tuple[Tensor, Tensor], float]:
-    """One optimizer step: ((contrastive, captioning) loss of this rank, gradient norm)."""
+) -> tuple[Losses, float]:
+    """One optimizer step: (losses of this rank, gradient norm)."""
     images_BCHW = normalize(batch.pixels_BHWC.to(device, non_blocking=True), preprocessing)
     tokens_BT = batch.tokens_BT.to(device, non_blocking=True)
+    kept_patches_BK = batch.kept_patches_BK
+    if kept_patches_BK is not None:
+        kept_patches_BK = kept_patches_BK.to(device, non_blocking=True)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        output = model(images_BCHW, tokens_BT)
-    contrastive = contrastive_loss(output.image_features.float(), output.text_features.float(), output.logit_scale)
-    captioning = captioning_loss(output.logits.float(), tokens_BT, config.model.text.pad_id)
-    total = config.loss.contrastive_weight * contrastive + config.loss.captioning_weight * captioning
+        losses: Losses = objective(images_BCHW, tokens_BT, kept_patches_BK)
+    total = config.loss.contrastive_weight * losses.contrastive + config.loss.captioning_weight * losses.captioning
     total.backward()
-    return (contrastive.detach(), captioning.detach()), optimizer.step(step)
+    return Losses(losses.contrastive.detach(), losses.captioning.detach()), optimizer.step(step)
 
 
 def _metrics(
@@ -198,7 +200,7 @@ def _metrics(
     optimizer: Optimizer,
     step: int,
     batch: Batch,
-    losses: tuple[Tensor, Tensor],
+    losses: Losses,
     grad_norm: float,
 ) -> dict[str, Any]:
     contrastive, captioning = (sum_over_ranks(loss).item() / world_size() for loss in losses)

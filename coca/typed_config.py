@@ -6,7 +6,7 @@ Precedence, lowest first: field default < recipe < ``--config FILE.yaml`` < ``--
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -87,7 +87,7 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 def _bad_input(kind: type[Config], error: ValidationError) -> BadInput:
     problem = error.errors()[0]
-    location = [str(part) for part in problem["loc"]]
+    location = _without_tags(kind, [str(part) for part in problem["loc"]])
     name = ".".join(location) or kind.__name__
     if problem["type"] == "extra_forbidden":
         known = _known_keys(kind, location[:-1])
@@ -100,10 +100,37 @@ def _bad_input(kind: type[Config], error: ValidationError) -> BadInput:
     return BadInput(f"config key {name!r} = {shown}: {message}", f"See `coca config explain {name}`")
 
 
+def config_choices(annotation: Any) -> list[type[Config]]:
+    """The configs a field may hold: one, several for a union, none for a plain value."""
+    choices = get_args(annotation) or (annotation,)
+    return [each for each in choices if isinstance(each, type) and issubclass(each, Config)]
+
+
+def _without_tags(kind: type[BaseModel], location: list[str]) -> list[str]:
+    """An error's place without the tags that pydantic adds where a field holds one of several configs."""
+    kept: list[str] = []
+    kinds: list[type[BaseModel]] = [kind]
+    for part in location:
+        tagged = [each for each in kinds if len(kinds) > 1 and each.model_fields["kind"].default == part]
+        if tagged:
+            kinds = list(tagged)
+            continue
+        kept.append(part)
+        kinds = _below(kinds, part)
+    return kept
+
+
 def _known_keys(kind: type[BaseModel], path: list[str]) -> list[str]:
+    kinds: list[type[BaseModel]] = [kind]
     for key in path:
-        field = kind.model_fields.get(key)
-        annotation = field.annotation if field else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            kind = annotation
-    return list(kind.model_fields)
+        kinds = _below(kinds, key) or kinds
+    return list(dict.fromkeys(key for each in kinds for key in each.model_fields))
+
+
+def _below(kinds: list[type[BaseModel]], key: str) -> list[type[BaseModel]]:
+    return [
+        choice
+        for each in kinds
+        if key in each.model_fields
+        for choice in config_choices(each.model_fields[key].annotation)
+    ]

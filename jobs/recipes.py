@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-from coca.config import AugmentConfig, ModelConfig, OptimizerConfig, TextConfig, TrainConfig, VisionConfig
+from coca.config import AugmentConfig, OptimizerConfig, TrainConfig
 from coca.errors import BadInput
+from coca.variants import small, small_resnet
 
 
 def coca_base() -> TrainConfig:
@@ -14,21 +15,7 @@ def coca_base() -> TrainConfig:
 def scenes() -> TrainConfig:
     """2M parameters for 48-pixel pictures: minutes on two CPU cores. What `coca demo` trains."""
     return TrainConfig(
-        model=ModelConfig(
-            vision=VisionConfig(image_size=48, patch_size=8, width=128, layers=4, heads=4, mlp_width=512),
-            text=TextConfig(
-                vocab_size=512,
-                context_length=32,
-                width=128,
-                heads=4,
-                mlp_width=512,
-                unimodal_layers=2,
-                multimodal_layers=2,
-            ),
-            embed_dim=128,
-            caption_queries=36,
-            pooler_heads=4,
-        ),
+        model=small(),
         augment=AugmentConfig(min_crop_area=0.92),
         optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, muon_learning_rate=0.015, weight_decay=0.01),
         steps=1000,
@@ -39,7 +26,16 @@ def scenes() -> TrainConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], TrainConfig]] = {"coca_base": coca_base, "scenes": scenes}
+def scenes_resnet() -> TrainConfig:
+    """As `scenes`, behind a ResNet."""
+    return scenes().model_copy(update={"model": small_resnet()})
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "coca_base": coca_base,
+    "scenes": scenes,
+    "scenes_resnet": scenes_resnet,
+}
 
 
 def recipe(name: str) -> TrainConfig:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from coca.config import ModelConfig, TextConfig, TrainConfig, VisionConfig
+from coca.config import ModelConfig, TextConfig, TrainConfig, ViTConfig
 from coca.contract import ANNOTATIONS, ROW_GROUPS, SAMPLES
 from coca.dataset import Dataset
 from coca.tokenizer import Tokenizer, train_bpe
@@ -74,7 +74,7 @@ def make_sample() -> Callable[[int], dict[str, object]]:
 @pytest.fixture(scope="session")
 def tiny_model() -> ModelConfig:
     return ModelConfig(
-        vision=VisionConfig(image_size=16, patch_size=8, width=16, layers=1, heads=2, mlp_width=32),
+        vision=ViTConfig(image_size=16, patch_size=8, width=16, layers=1, heads=2, mlp_width=32),
         text=TextConfig(
             vocab_size=320,
             context_length=12,

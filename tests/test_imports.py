@@ -19,6 +19,7 @@ MAY_IMPORT = {
 # Parts of coca/ that pipelines and the command line use: neither torch nor Ray.
 TORCH_FREE = {
     "coca.addresses",
+    "coca.clip_tokenizer",
     "coca.code_version",
     "coca.config",
     "coca.contract",
@@ -30,6 +31,7 @@ TORCH_FREE = {
     "coca.storage",
     "coca.tokenizer",
     "coca.typed_config",
+    "coca.variants",
 }
 
 

@@ -91,14 +91,15 @@ def settings(kind: str) -> Iterator[Setting]:
 
 
 def _walk(kind: str, config: Any, prefix: str) -> Iterator[Setting]:
-    from coca.typed_config import Config
+    from coca.typed_config import config_choices
 
     schemas = config.model_json_schema()["properties"]
     for key, field in config.model_fields.items():
         name = f"{prefix}{key}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
-            yield from _walk(kind, field.annotation, f"{name}.")
-        else:
+        choices = config_choices(field.annotation)
+        for choice in choices:
+            yield from _walk(kind, choice, f"{name}.")
+        if not choices:
             default = (
                 "none: must be given"
                 if field.is_required()

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from coca.augment import random_view
+from coca.augment import kept_patches, random_view
 from coca.config import AugmentConfig
 from coca.images import model_pixels
 
@@ -35,3 +35,23 @@ def test_the_crop_keeps_at_least_the_area() -> None:
         seen = view(HALF, lane_pass=lane_pass).astype(int)
         side = (seen[0, -1, 0] - seen[0, 0, 0]) / 2 * 24 / 23
         assert 60 * np.sqrt(0.5) - 1.5 <= side <= 61.5
+
+
+def kept(seed: int = 0, sample_id: str = "0" * 31 + "a", lane_pass: int = 0) -> list[int]:
+    patches: list[int] = kept_patches(16, 6, seed=seed, sample_id=sample_id, lane_pass=lane_pass).tolist()
+    return patches
+
+
+def test_kept_patches_follow_from_seed_sample_and_pass() -> None:
+    assert kept() == kept()
+    assert kept() not in (kept(seed=1), kept(sample_id="0" * 31 + "b"), kept(lane_pass=1))
+
+
+def test_kept_patches_are_ascending_and_each_as_likely() -> None:
+    counts = np.zeros(16)
+    for lane_pass in range(2000):
+        patches = kept(lane_pass=lane_pass)
+        assert patches == sorted(set(patches))
+        assert len(patches) == 6
+        counts[patches] += 1
+    assert np.abs(counts / 2000 - 6 / 16).max() < 0.05

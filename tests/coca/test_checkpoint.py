@@ -179,7 +179,7 @@ def test_a_tokenizer_of_another_model_is_refused(saved: tuple[Path, CoCa]) -> No
     config = json.loads((saved[0] / "config.json").read_text())
     config["model"]["text"]["pad_id"] = 2
     replace(saved[0], "config.json", json.dumps(config).encode())
-    with pytest.raises(BadInput, match="the tokenizer pads with 0, the model with 2"):
+    with pytest.raises(BadInput, match="pad_id is 0 in the tokenizer, 2 in the model"):
         load_checkpoint(str(saved[0]))
 
 

@@ -127,3 +127,18 @@ def test_normalize_golden() -> None:
     images = normalize(pixels, Preprocessing(image_size=1, mean=(0.5, 0.5, 0.2), std=(0.5, 0.25, 0.1)))
     assert images.shape == (1, 3, 1, 1)
     torch.testing.assert_close(images.flatten(), torch.tensor([-1.0, 2.0, 0.0]), atol=1e-6, rtol=0)
+
+
+def test_patches_are_dropped_by_sample_and_not_by_rank(make_dataset: MakeDataset, tiny_train: TrainConfig) -> None:
+    dataset = make_dataset()
+    assert make_feed(dataset, tiny_train).batch(3).kept_patches_BK is None
+    config = tiny_train.model_copy(update={"augment": AugmentConfig(patch_dropout=0.5)})
+    one = make_feed(dataset, config).batch(3).kept_patches_BK
+    assert one is not None
+    assert one.shape == (8, 2)  # of 4 patches
+    shares = [make_feed(dataset, config, rank, 2).batch(3).kept_patches_BK for rank in range(2)]
+    assert shares[0] is not None
+    assert shares[1] is not None
+    by_lane = torch.stack([shares[0].view(2, 2, 2), shares[1].view(2, 2, 2)], dim=1)  # rank r has lanes r and r + 2
+    assert torch.equal(by_lane.view(8, 2), one)
+    assert len({tuple(row) for row in one.tolist()}) > 1

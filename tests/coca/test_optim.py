@@ -27,7 +27,7 @@ def test_muon_takes_the_hidden_matrices_only(tiny_model: ModelConfig) -> None:
     taken = {names[p] for group in muon.param_groups for p in group["params"]}
     assert all(name.endswith(("qkv.weight", "out.weight", "q.weight", "kv.weight", "expand.weight", "contract.weight"))
                for name in taken)  # fmt: skip
-    assert len(taken) == 4 * 1 + 3 * 2 + 4 * 2 + 7 * 2
+    assert len(taken) == 4 * 1 + 2 * 2 + 4 * 2 + 7 * 2
 
 
 def test_every_parameter_has_one_optimizer(tiny_model: ModelConfig) -> None:

@@ -147,8 +147,10 @@ torch.set_num_threads(1)
 dist.init_process_group("gloo")
 config = TrainConfig.model_validate_json(sys.argv[1])
 run = RunFolder(sys.argv[3 + int(os.environ["RANK"])])
-train(config, Dataset(sys.argv[2]), run, device=torch.device("cpu"), report=lambda row: None)
-dist.destroy_process_group()
+try:
+    train(config, Dataset(sys.argv[2]), run, device=torch.device("cpu"), report=lambda row: None)
+finally:
+    dist.destroy_process_group()  # left to the interpreter's end, it may abort when a peer has gone
 """
 
 

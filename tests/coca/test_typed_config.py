@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from coca.config import TrainConfig
+from coca.config import ResNetConfig, TrainConfig
 from coca.errors import BadInput
 from coca.typed_config import resolve_config
+from jobs.recipes import scenes_resnet
 
 
 def test_precedence_is_default_file_set(tmp_path: Path) -> None:
@@ -28,6 +29,14 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     [
         ("stepps=3", r"unknown config key 'stepps'. Did you mean 'steps'\?"),
         ("model.vision.widht=8", r"unknown config key 'model.vision.widht'. Did you mean 'width'\?"),
+        ("model.vision={kind: resnet, patch_size: 8}", r"unknown config key 'model.vision.\w+'"),
+        (
+            "model.vision.kind=swin",
+            r"config key 'model.vision' = .*: Input tag 'swin' .* expected tags: 'vit', 'resnet'",
+        ),
+        ("model.vision.patch_size=7", r"config key 'model.vision' = .*: patch_size = 7 does not divide image_size"),
+        ("model.vision.patch_size=some", r"config key 'model.vision.patch_size' = 'some'"),
+        ("loss.contrastive=sigmoid", r"loss.contrastive = sigmoid needs a bias: set model.initial_logit_bias"),
         ("steps=0", r"config key 'steps' = 0: Input should be greater than 0"),
         ("steps=many", r"config key 'steps' = 'many'"),
         ("lanes=7", r"lanes = 7 does not divide batch_size = 96"),
@@ -51,6 +60,15 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str | None, message: str) -> 
         file.write_text(text)
     with pytest.raises(BadInput, match=message):
         resolve_config(TrainConfig(), file)
+
+
+def test_a_field_of_several_configs_takes_each(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(scenes_resnet().to_yaml())
+    config = resolve_config(scenes_resnet(), tmp_path / "config.yaml", ["model.vision.width=32"])
+    assert isinstance(config.model.vision, ResNetConfig)
+    assert config.model.vision.width == 32
+    with pytest.raises(BadInput, match=r"augment\.patch_dropout is for a ViT"):
+        resolve_config(scenes_resnet(), None, ["augment.patch_dropout=0.5"])
 
 
 def test_configs_are_frozen() -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from coca.checkpoint import save_checkpoint
-from coca.config import ModelConfig, Preprocessing, TextConfig, VisionConfig
+from coca.config import ModelConfig, Preprocessing, TextConfig, ViTConfig
 from coca.model import CoCa
 from coca.storage import Store
 from coca.tokenizer import train_bpe
@@ -47,7 +47,7 @@ def to_data_uri() -> Callable[..., str]:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     tokenizer = train_bpe(["a red circle", "a blue square left of a green star"], vocab_size=300)
     config = ModelConfig(
-        vision=VisionConfig(image_size=16, patch_size=8, width=16, layers=1, heads=2, mlp_width=32),
+        vision=ViTConfig(image_size=16, patch_size=8, width=16, layers=1, heads=2, mlp_width=32),
         text=TextConfig(
             vocab_size=tokenizer.vocab_size,
             context_length=CONTEXT_LENGTH,
