@@ -1,12 +1,12 @@
 """The numbers a checkpoint is judged by: captions, retrieval, zero-shot classification, perplexity.
 
-Shapes: N pictures, M texts, B batch, C channels, H height, W width, T tokens, E embedding, K classes.
+Shapes: N pictures, M texts, B batch, C channels, H height, W width, T tokens, E embedding, K classes, P prompts.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +20,13 @@ from coca.errors import BadInput
 from coca.feed import normalize, pad_tokens
 from coca.generate import generate
 from coca.images import ImageLimits, ImageProblem, decode_rgb, model_pixels
+from coca.likelihood import caption_log_likelihood
 from coca.losses import captioning_loss
 from coca.retrieval import recall_at_k
 from coca.storage import open_file
 
 BATCH = 64
+ClassifyBy = Literal["embedding", "likelihood"]
 
 
 @dataclass
@@ -105,12 +107,19 @@ def evaluate_retrieval(checkpoint: Checkpoint, data: EvaluationSet) -> dict[str,
 
 
 def evaluate_classification(
-    checkpoint: Checkpoint, data: EvaluationSet, classes: Sequence[str], templates: Sequence[str]
+    checkpoint: Checkpoint,
+    data: EvaluationSet,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    by: ClassifyBy = "embedding",
 ) -> dict[str, Any]:
-    """Zero-shot accuracy: a class is the normalised mean of its normalised prompt embeddings (Radford et al. 2021).
+    """Zero-shot accuracy: the share of pictures whose likeliest class is their label.
 
     Args:
         templates: prompts with ``{}`` where the class name goes.
+        by: ``embedding``, nearest to the normalised mean of a class's normalised prompt embeddings (Radford et al.
+            2021); ``likelihood``, the largest mean over a class's prompts of their log-likelihood as a caption
+            (Tschannen et al. 2023).
     """
     if data.labels is None:
         raise BadInput("the evaluation set has no column 'label'", "Add the class name of every picture")
@@ -121,12 +130,27 @@ def evaluate_classification(
     if bad is not None or not templates:
         raise BadInput(f"template {bad!r} has no {{}}", "Write {} where the class name goes")
     prompts = [template.replace("{}", name) for name in classes for template in templates]
-    prompts_KTE = embed_texts(checkpoint, prompts).view(len(classes), len(templates), -1)
-    classes_KE = F.normalize(prompts_KTE.mean(dim=1), dim=-1)
-    predicted_N = (embed_images(checkpoint, data.images) @ classes_KE.T).argmax(dim=1)
+    scores = _similarities if by == "embedding" else _likelihoods
+    predicted_N = scores(checkpoint, data.images, prompts, len(classes)).argmax(dim=1)
     truth_N = torch.tensor([list(classes).index(label) for label in data.labels])
     accuracy = (predicted_N == truth_N).float().mean().item()
-    return {"pictures": len(data.images), "zero_shot_accuracy": accuracy, "chance": 1 / len(classes)}
+    return {"pictures": len(data.images), "by": by, "zero_shot_accuracy": accuracy, "chance": 1 / len(classes)}
+
+
+def _similarities(checkpoint: Checkpoint, images: Sequence[bytes], prompts: Sequence[str], classes: int) -> Tensor:
+    """(N, K) of every picture with every class, whose prompts stand side by side."""
+    prompts_KTE = embed_texts(checkpoint, prompts).unflatten(0, (classes, -1))
+    return embed_images(checkpoint, images) @ F.normalize(prompts_KTE.mean(dim=1), dim=-1).T
+
+
+def _likelihoods(checkpoint: Checkpoint, images: Sequence[bytes], prompts: Sequence[str], classes: int) -> Tensor:
+    """(N, K) of every picture with every class, whose prompts stand side by side."""
+    tokens_PT = _tokens(checkpoint, prompts)
+    parts = [
+        caption_log_likelihood(checkpoint.model, images_BCHW, tokens_PT, step=8)
+        for _, images_BCHW in _image_batches(checkpoint, images)
+    ]
+    return torch.cat(parts).unflatten(1, (classes, -1)).mean(dim=2)
 
 
 def perplexity(checkpoint: Checkpoint, data: EvaluationSet) -> float:
@@ -150,9 +174,6 @@ def write_captions(checkpoint: Checkpoint, images: Sequence[bytes]) -> list[str]
         tokens_BT = generate(
             checkpoint.model,
             images_BCHW,
-            begin_id=tokenizer.begin_id,
-            end_id=tokenizer.end_id,
-            pad_id=tokenizer.pad_id,
         ).tokens_BT
         written += [_plain(tokenizer.decode(row)) for row in tokens_BT.tolist()]
     return written

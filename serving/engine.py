@@ -83,9 +83,6 @@ class Engine:
         generation = generate(
             self._model,
             self._images(pixels),
-            begin_id=tokenizer.begin_id,
-            end_id=tokenizer.end_id,
-            pad_id=tokenizer.pad_id,
             max_length=self._max_caption_tokens,
         )
         rows = generation.tokens_BT.tolist()
@@ -127,7 +124,7 @@ def model_info(checkpoint: Checkpoint) -> ModelInfo:
     return ModelInfo(
         step=checkpoint.step,
         digest=checkpoint.digest,
-        embedding_dim=checkpoint.config.embed_dim,
+        embedding_dim=checkpoint.config.embedding_width,
         image_size=checkpoint.preprocessing.image_size,
         context_length=checkpoint.config.text.context_length,
     )

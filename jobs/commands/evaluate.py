@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -78,15 +78,22 @@ def retrieve(checkpoint: str, data: str) -> dict[str, Any]:
 @CHECKPOINT
 @DATA
 @click.option("--classes", "classes_file", required=True, type=click.Path(path_type=Path), help="JSON: see below.")
+@click.option(
+    "--by",
+    type=click.Choice(["embedding", "likelihood"]),
+    default="embedding",
+    show_default=True,
+    help="The nearest prompt, or the likeliest as a caption.",
+)
 @coca_command
-def classify(checkpoint: str, data: str, classes_file: Path) -> dict[str, Any]:
+def classify(checkpoint: str, data: str, classes_file: Path, by: Literal["embedding", "likelihood"]) -> dict[str, Any]:
     """Zero-shot accuracy on the column `label`, with prompts from templates."""
     from coca.checkpoint import load_checkpoint
     from coca.evaluate import evaluate_classification, read_evaluation_set
 
     pictures = read_evaluation_set(data)
     classes, templates = _read_classes(classes_file)
-    result = evaluate_classification(load_checkpoint(checkpoint), pictures, classes, templates)
+    result = evaluate_classification(load_checkpoint(checkpoint), pictures, classes, templates, by)
     click.echo(f"zero-shot accuracy {result['zero_shot_accuracy']:.3f} (chance {result['chance']:.3f})")
     return result
 

@@ -1,5 +1,6 @@
 """Evaluation on a model small enough to know the answers."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,26 @@ def test_classification_with_a_text_tower_as_oracle(
     result = evaluate_classification(checkpoint, data, ["blue", "green", "red"], ["a {} thing"])
     assert result["zero_shot_accuracy"] == 1.0
     assert result["chance"] == pytest.approx(1 / 3)
+
+
+def test_classification_by_likelihood_equals_one_pair_at_a_time(
+    checkpoint: Checkpoint, pictures: EvaluationSet
+) -> None:
+    classes, templates = ["red", "green", "blue"], ["a {} picture number 1", "{}"]
+    rows = []
+    for picture in pictures.images:
+        scores = []
+        for name in classes:
+            prompts = [EvaluationSet([picture], [[template.replace("{}", name)]], None) for template in templates]
+            lengths = [len(checkpoint.tokenizer.encode(one.captions[0])[0]) - 1 for one in prompts]
+            logs = [-math.log(perplexity(checkpoint, one)) * n for one, n in zip(prompts, lengths, strict=True)]
+            scores.append(sum(logs) / len(logs))
+        rows.append(classes[scores.index(max(scores))])
+    right = EvaluationSet(pictures.images, pictures.captions, rows)
+    result = evaluate_classification(checkpoint, right, classes, templates, by="likelihood")
+    assert (result["by"], result["zero_shot_accuracy"]) == ("likelihood", 1.0)
+    wrong = EvaluationSet(pictures.images, pictures.captions, ["blue" if row != "blue" else "red" for row in rows])
+    assert evaluate_classification(checkpoint, wrong, classes, templates, by="likelihood")["zero_shot_accuracy"] == 0
 
 
 def test_bad_classes_are_named(checkpoint: Checkpoint, pictures: EvaluationSet) -> None:
