@@ -3,7 +3,7 @@ OUT ?= runs/demo
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install demo test check bench soak format clean
+.PHONY: help install demo test check bench peers soak format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -11,7 +11,8 @@ help:
 	@echo "make install  .venv with everything but the developers' tools"
 	@echo "make test     the test suite"
 	@echo "make check    format, lint, types, then the tests (what CI runs)"
-	@echo "make bench    the benchmarks"
+	@echo "make bench    the benchmarks (make peers first: they measure others beside us)"
+	@echo "make peers    .venv-open-clip, for the benchmarks against open_clip"
 	@echo "make soak     the long kill, fuzz and chaos runs"
 	@echo "make format   format and fix what can be fixed"
 	@echo "make clean    remove caches and build leftovers (keeps .venv and runs)"
@@ -30,8 +31,15 @@ check: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-bench: .venv/installed-dev
+bench: .venv/installed-dev peers
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+peers: .venv-open-clip/installed
+
+.venv-open-clip/installed: benchmarks/peers/requirements.txt .venv/installed-dev
+	$(BIN)/python -m venv --clear .venv-open-clip
+	.venv-open-clip/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt
+	@touch $@
 
 soak: .venv/installed-dev
 	$(BIN)/python -m pytest -m soak

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "Pretrain a captioner on a dataset, or resume.",
     "tune": "Search the loss weights.",
     "evaluate": "Measure captions, retrieval and classification.",
+    "weights": "Take over open_clip's weights; count what a model costs.",
     "serve": "Answer with captions and embeddings over HTTP.",
     "submit": "Run any of these commands as a job on a Ray cluster.",
     "config": "Show, describe and explain the settings.",
