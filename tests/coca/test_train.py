@@ -138,7 +138,7 @@ def test_only_the_newest_checkpoints_are_kept(
 
 
 RANK_SCRIPT = """
-import os, sys, torch, torch.distributed as dist
+import os, sys, traceback, torch, torch.distributed as dist
 from coca.config import TrainConfig
 from coca.dataset import Dataset
 from coca.run_folder import RunFolder
@@ -149,8 +149,11 @@ config = TrainConfig.model_validate_json(sys.argv[1])
 run = RunFolder(sys.argv[3 + int(os.environ["RANK"])])
 try:
     train(config, Dataset(sys.argv[2]), run, device=torch.device("cpu"), report=lambda row: None)
-finally:
-    dist.destroy_process_group()  # left to the interpreter's end, it may abort when a peer has gone
+    dist.destroy_process_group()
+except Exception:
+    traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(1)  # torch's store sometimes aborts in an interpreter that ends after its peers
 """
 
 
