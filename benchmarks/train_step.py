@@ -26,7 +26,7 @@ from peers.client import OpenClip
 from torch import Tensor
 
 from coca.config import LossConfig
-from coca.cost import flops
+from coca.cost import TRAINING, flops
 from coca.model import CoCa
 from coca.objective import Objective
 from coca.open_clip import to_open_clip
@@ -122,7 +122,7 @@ def compare(
 def alone(arguments: argparse.Namespace) -> dict[str, Any]:
     model = CoCa(VARIANTS[arguments.alone]())
     context_length = model.config.text.context_length
-    operations = flops(model.config).training
+    operations = TRAINING * sum(flops(model.config).values())
     ours = Ours(model, arguments)
     pixels, tokens = batch(model, arguments.batch, (context_length, context_length))
     ours.train(pixels, tokens, 2)

@@ -79,7 +79,7 @@ class ResNetConfig(Config):
     groups: Positive = 32
     """Groups of each normalisation (Wu and He 2018); must divide width."""
     stem: Literal["imagenet", "small"] = "imagenet"
-    """imagenet: 7 x 7 with stride 2, then pooling with stride 2; small: 3 x 3 with stride 1, for small pictures."""
+    """imagenet: 7 x 7 with stride 2, then pooling with stride 2; small: 3 x 3 with stride 2, for small pictures."""
 
     @property
     def output_width(self) -> int:
@@ -89,7 +89,7 @@ class ResNetConfig(Config):
     @property
     def stride(self) -> int:
         """Pixels between two tokens."""
-        return (4 if self.stem == "imagenet" else 1) * 2 ** (len(self.blocks) - 1)
+        return (4 if self.stem == "imagenet" else 2) * 2 ** (len(self.blocks) - 1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

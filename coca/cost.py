@@ -106,7 +106,7 @@ class Bottleneck(NamedTuple):
 
 def bottlenecks(config: ResNetConfig) -> Iterator[Bottleneck]:
     """The blocks of a ResNet, in order."""
-    side = config.image_size // (4 if config.stem == "imagenet" else 1)
+    side = config.image_size // (4 if config.stem == "imagenet" else 2)
     inputs = config.width
     for stage, count in enumerate(config.blocks):
         width = config.width * 2**stage
@@ -119,7 +119,7 @@ def bottlenecks(config: ResNetConfig) -> Iterator[Bottleneck]:
 
 def stem_positions(config: ResNetConfig) -> int:
     """Positions of a ResNet's first map."""
-    return (config.image_size // (2 if config.stem == "imagenet" else 1)) ** 2
+    return (config.image_size // 2) ** 2
 
 
 def encoder_tokens(config: ModelConfig) -> int:

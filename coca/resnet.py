@@ -47,8 +47,8 @@ class ResNet(nn.Module):
         super().__init__()
         self.config = config
         imagenet = config.stem == "imagenet"
-        kernel, stride = (7, 2) if imagenet else (3, 1)
-        self.stem = nn.Conv2d(3, config.width, kernel, stride=stride, padding=kernel // 2, bias=False)
+        kernel = 7 if imagenet else 3
+        self.stem = nn.Conv2d(3, config.width, kernel, stride=2, padding=kernel // 2, bias=False)
         self.stem_norm = nn.GroupNorm(config.groups, config.width)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1) if imagenet else None
         self.blocks = nn.ModuleList()

@@ -135,7 +135,7 @@ def _resume(config: TrainConfig, dataset: Dataset, run: RunFolder, model: CoCa, 
 
 def fixed_fields(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
     """What a resumed run must share with the run it continues, flat: everything that decides its numbers."""
-    changeable = {"log_every", "checkpoint_every", "keep_checkpoints"}
+    changeable = {"log_every", "checkpoint_every", "keep_checkpoints", "activation_checkpointing"}
     values = config.model_dump(mode="json", exclude=changeable)
     record = dataset.record
     values["data"] = {

@@ -55,9 +55,9 @@ def small() -> ModelConfig:
 
 
 def small_resnet() -> ModelConfig:
-    """As `small`, behind a ResNet of four stages of one bottleneck each: 36 tokens."""
+    """As `small`, behind a ResNet of three stages: 36 tokens."""
     return ModelConfig(
-        vision=ResNetConfig(image_size=48, blocks=(1, 1, 1, 1), width=16, groups=4, stem="small"),
+        vision=ResNetConfig(image_size=48, blocks=(1, 2, 2), width=24, groups=8, stem="small"),
         text=_small_text(),
         embed_dim=128,
         caption_queries=36,

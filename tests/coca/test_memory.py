@@ -140,7 +140,7 @@ def test_activations_are_what_is_kept(name: str, precision: Precision) -> None:
     expected = memory(model.config, 1, precision, checkpointing=False)
     kept = {batch: kept_by_step(model, batch, precision) for batch in (2, 10)}
     of_one = difference(kept)
-    assert of_one == pytest.approx(expected.activations, rel=0.01)
+    assert of_one == pytest.approx(expected.activations, rel=0.015)
     # The rest is there once per batch: copies of the weights, and open_clip's queries.
     assert kept[2] - 2 * of_one == pytest.approx(expected.weight_copies, rel=0.02, abs=25_000)
 
