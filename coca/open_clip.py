@@ -19,7 +19,6 @@ from coca.errors import BadInput
 from coca.model import CoCa
 
 Tensors = Mapping[str, Tensor]
-_SHOWN = 6  # problems of one error
 
 
 def from_open_clip(tensors: Tensors, config: ModelConfig) -> dict[str, Tensor]:
@@ -188,9 +187,8 @@ def _check(tensors: Tensors, expected: Tensors) -> None:
         if not value.dtype.is_floating_point
     ]
     if problems:
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise BadInput(
-            f"the weights do not fit the config in {len(problems)} places: {'; '.join(problems[:_SHOWN])}{more}",
+            f"the weights do not fit the config in {len(problems)} places: {'; '.join(sorted(problems))}",
             "Give --config the JSON of this very model",
         )
 

@@ -4,6 +4,7 @@ Shapes: B batch, C channels, H height, W width, T tokens, E embedding.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from coca.errors import RunFailed
 from coca.feed import normalize, pad_tokens
 from coca.generate import generate
 from coca.images import ImageLimits, ImageProblem, decode_rgb, model_pixels
+from coca.packed import packed
 from serving.results import Caption, Embedding, ModelInfo, Refusal
 
 Input = TypeVar("Input")
@@ -40,6 +42,9 @@ class Engine:
         loaded = load_checkpoint(checkpoint)
         self._device = torch.device(device)
         self._model = loaded.model.to(self._device)
+        # The weights stay as they are from here on, so on a CPU their packed copies can stay as well.
+        self._packed = ExitStack()
+        self._packed.enter_context(packed(self._model))
         self._tokenizer = loaded.tokenizer
         self._preprocessing = loaded.preprocessing
         self._limits = limits or ImageLimits()

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from coca.config import ModelConfig, ResNetConfig, TextConfig, ViTConfig
+from coca.config import LossConfig, ModelConfig, ResNetConfig, TextConfig, ViTConfig
 from coca.errors import BadInput
 from coca.model import CoCa
+from coca.objective import Objective
 from coca.typed_config import build_config
 from coca.variants import VARIANTS
 
@@ -223,6 +224,31 @@ def test_without_embed_dim_there_is_no_projection(tiny_model: ModelConfig) -> No
     assert not [name for name, _ in model.named_parameters() if "projection" in name]
     assert model.config.embedding_width == 16
     assert model.encode_text(torch.tensor([[1, 2]])).shape == (1, 16)
+
+
+@pytest.mark.parametrize("name", ["small", "small_resnet", "open_clip"])
+def test_bfloat16_is_close_to_float32(name: str) -> None:
+    config = VARIANTS["small" if name == "open_clip" else name]()
+    if name == "open_clip":
+        everything = {"class_token": True, "registers": 2, "qk_norm": True, "pre_norm": True}
+        config = config.model_copy(update={"vision": config.vision.model_copy(update=everything)})
+        config = changed(config, text__multimodal_block="open_clip", text__embedding_slot="open_clip")
+        config = changed(config, pooling="open_clip")
+    torch.manual_seed(0)
+    model = CoCa(config)
+    pixels, tokens = torch.randn(4, 3, 48, 48), torch.tensor([[1, 9, 8, 2], [1, 9, 2, 0]] * 2)
+    gradients = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses = Objective(model, LossConfig())(pixels, tokens)
+        sum(losses).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    dot, lengths = 0.0, [0.0, 0.0]
+    for pair in zip(*gradients, strict=True):
+        dot += float((pair[0] * pair[1]).sum())
+        lengths = [length + float(gradient.square().sum()) for length, gradient in zip(lengths, pair, strict=True)]
+    assert dot / math.sqrt(lengths[0] * lengths[1]) > 0.99
 
 
 @pytest.mark.parametrize("name", ["small", "small_resnet"])

@@ -1,5 +1,7 @@
 """The objective: both losses of one pass are those of the plain functions, in value and gradient."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -57,6 +59,7 @@ def test_the_sigmoid_loss_has_a_bias_of_its_own(tiny_model: ModelConfig) -> None
     assert model.logit_bias.grad.item() != 0
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_it_gives_the_same(tiny_model: ModelConfig) -> None:
     torch._dynamo.reset()
     model = build(tiny_model)

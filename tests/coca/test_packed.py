@@ -1,6 +1,7 @@
 """Packed layers give the same numbers, only within the block and only without gradients."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -87,3 +88,18 @@ def test_captions_are_written_with_packed_decoders(tiny_model: ModelConfig, monk
     assert len(seen) == 11
     assert set(seen) == {2 * 4 + 2 * 7 + 1}
     assert not any(each.packed_weight is not None for each in model.modules() if isinstance(each, Linear))
+
+
+@needs_onednn
+@pytest.mark.parametrize("options", [{}, {"beams": 4, "beam_groups": 2}], ids=["greedy", "beams"])
+def test_packed_decoders_write_the_same_captions(
+    tiny_model: ModelConfig, monkeypatch: pytest.MonkeyPatch, options: dict[str, int]
+) -> None:
+    torch.manual_seed(0)
+    model = CoCa(tiny_model).eval()
+    images, prompts = torch.randn(3, 3, 16, 16), torch.tensor([[1, 9, 8], [1, 7, 6], [1, 5, 4]])
+    with_packing = coca.generate.generate(model, images, prompts_BP=prompts, end_id=-1, **options)
+    monkeypatch.setattr(coca.generate, "packed", lambda *modules: nullcontext())
+    without = coca.generate.generate(model, images, prompts_BP=prompts, end_id=-1, **options)
+    assert with_packing.tokens_BT.tolist() == without.tokens_BT.tolist()
+    torch.testing.assert_close(with_packing.log_probs_BT, without.log_probs_BT, rtol=1e-4, atol=1e-5)
