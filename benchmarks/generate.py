@@ -4,7 +4,7 @@ open_clip recomputes the whole prefix at every token, and for beams encodes each
 the weights push the end token's logits down, so that no caption ends early. Greedy tokens have to be the same. Prints
 one JSON row for each setting.
 
-Run: make peers, then python benchmarks/generate.py [--device cuda] [--rounds 3] [--batches 1,4,16]
+Run: make peers, then python benchmarks/generate.py [--device cuda] [--rounds 3] [--batches 1,4,16] [--searches greedy,beams]
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
             threads=arguments.threads,
             device=arguments.device,
         )
-        for search in ("greedy", "beams"):
+        for search in arguments.searches:
             for batch in arguments.batches:
                 row = compare(model, peer, search, batch, arguments, Path(folder))
                 print(json.dumps(row | {"peer": peer_versions}), flush=True)
@@ -110,6 +110,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=lambda text: [int(part) for part in text.split(",")], default=[1, 4, 16])
+    parser.add_argument("--searches", type=lambda text: text.split(","), default=["greedy", "beams"])
     return parser.parse_args()
 
 
