@@ -74,7 +74,8 @@ def generate(
     with packed(model.unimodal, model.multimodal) if worth_packing else nullcontext():
         decoder = Decoder(model, image_tokens_BQD, max_length=max_length, compiled=compiled)
         tokens_BT, log_probs_BT = search(decoder, prompts, config, end)
-    text_features_BE = model.encode_text(tokens_BT if pad == text.pad_id else _repad(tokens_BT, pad, text.pad_id))
+        captions_BT = tokens_BT if pad == text.pad_id else tokens_BT.masked_fill(tokens_BT == pad, text.pad_id)
+        text_features_BE = model.encode_text(captions_BT)
     return Generation(tokens_BT, log_probs_BT, image_features_BE, text_features_BE)
 
 
@@ -117,7 +118,3 @@ def _draws(rows: int, length: int, seed: int) -> Tensor:
     """Uniform numbers for each row and position; a row's depend on the seed and its place in the batch alone."""
     generators = (torch.Generator().manual_seed((seed << 20) + row) for row in range(rows))
     return torch.stack([torch.rand(length, generator=generator, dtype=torch.float64) for generator in generators])
-
-
-def _repad(tokens_BT: Tensor, pad_id: int, wanted: int) -> Tensor:
-    return tokens_BT.masked_fill(tokens_BT == pad_id, wanted)

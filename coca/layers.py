@@ -132,7 +132,7 @@ class Mlp(nn.Module):
         self.contract = Linear(hidden, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.contract(F.gelu(self.expand(x_BTD)))
+        return self.contract(self.expand.gelu(x_BTD))
 
 
 class Block(nn.Module):

@@ -32,6 +32,8 @@ def read_prompts(
         prompts_BP = torch.full((batch, 1), begin_id)
     prompts_BP = prompts_BP.to(device)
     rows, longest = prompts_BP.shape
+    if batch == 0:
+        raise BadInput("there are no images to caption", "Give at least one")
     if rows != batch:
         raise BadInput(f"{rows} prompts for {batch} images", "Give as many prompts as images")
     lengths_B = ((prompts_BP != pad_id) * torch.arange(1, longest + 1, device=device)).amax(dim=1)

@@ -63,7 +63,9 @@ class ResNet(nn.Module):
         self.positions_SD = nn.Parameter(torch.empty(side * side, config.output_width))
         self.norm = nn.LayerNorm(config.output_width)
         self.checkpoint_activations = False
-        self.to(memory_format=torch.channels_last)  # so that gradients, which come so, lie as their parameters do
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # so that gradients, which come channels last, lie as their weights do
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, images_BCHW: Tensor, kept_patches_BK: Tensor | None = None) -> Tensor:
         """Tokens (B, S, D) of the last feature map, row by row; sides that the config's stride divides."""

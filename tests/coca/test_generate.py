@@ -203,3 +203,8 @@ def test_compiled_steps_give_the_same_tokens(model: CoCa) -> None:
 def test_options_that_do_not_fit_are_refused(model: CoCa, options: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         generate(model, IMAGES, **options)
+
+
+def test_no_images_are_refused(model: CoCa) -> None:
+    with pytest.raises(BadInput, match="there are no images to caption"):
+        generate(model, IMAGES[:0])

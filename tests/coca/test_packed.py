@@ -27,6 +27,7 @@ def test_the_numbers_are_those_of_the_plain_layer(shape: tuple[int, ...]) -> Non
     with torch.no_grad():
         plain = model(x)
         with packed(model):
+            torch.testing.assert_close(model[0].gelu(x), model[1](model[0](x)), rtol=1e-5, atol=1e-5)
             assert all(each.packed_weight is not None for each in model if isinstance(each, Linear))
             torch.testing.assert_close(model(x), plain, rtol=1e-5, atol=1e-5)
         assert torch.equal(model(x), plain)
