@@ -11,7 +11,7 @@ help:
 	@echo "make install  .venv with everything but the developers' tools"
 	@echo "make test     the test suite"
 	@echo "make check    format, lint, types, then the tests (what CI runs)"
-	@echo "make bench    the benchmarks (make peers first: they measure others beside us)"
+	@echo "make bench    the benchmarks, others beside us"
 	@echo "make peers    .venv-open-clip, for the benchmarks against open_clip"
 	@echo "make soak     the long kill, fuzz and chaos runs"
 	@echo "make format   format and fix what can be fixed"

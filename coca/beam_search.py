@@ -77,7 +77,7 @@ def beam_search(decoder: Decoder, prompts: Prompts, config: GenerationConfig, en
         tokens_BT[images_I[done_I]] = ended.tokens_IGNT.flatten(1, 2)[rows_I, best_I][done_I]
         log_probs_BT[images_I[done_I]] = ended.log_probs_IGNT.flatten(1, 2)[rows_I, best_I][done_I]
         if bool(done_I.all()):
-            longest = int((tokens_BT != prompts.pad_id).sum(dim=1).max())
+            longest = int((tokens_BT != prompts.pad_id).sum(dim=1).max())  # padding stands behind captions only
             return tokens_BT[:, :longest], log_probs_BT[:, :longest]
 
         rows_IGN = parents_IGN + (rows_I[:, None] * groups + torch.arange(groups, device=device))[..., None] * size

@@ -112,6 +112,8 @@ class TextConfig(Config):
     """Width of the residual stream, and of the image tokens the poolers give."""
     heads: Positive = 12
     """Attention heads; must divide width."""
+    multimodal_heads: Positive | None = None
+    """Attention heads of the multimodal decoder; by default as many as the unimodal one has."""
     mlp_width: Positive = 3072
     """Hidden width of each MLP."""
     unimodal_layers: Positive = 12
@@ -134,6 +136,11 @@ class TextConfig(Config):
     open_clip_corrected: there, without the shift."""
 
     @property
+    def decoder_heads(self) -> int:
+        """Attention heads of the multimodal decoder."""
+        return self.multimodal_heads or self.heads
+
+    @property
     def positions(self) -> int:
         """Learned positions: one a token, and one for open_clip's embedding token."""
         return self.context_length + (self.embedding_slot != "after_caption")
@@ -141,6 +148,7 @@ class TextConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         _divides("heads", self.heads, "width", self.width)
+        _divides("multimodal_heads", self.decoder_heads, "width", self.width)
         return self
 
 
@@ -320,6 +328,8 @@ class TrainConfig(Config):
         _divides("lanes", self.lanes, "batch_size", self.batch_size)
         if self.loss.contrastive == "sigmoid" and self.model.initial_logit_bias is None:
             raise ValueError("loss.contrastive = sigmoid needs a bias: set model.initial_logit_bias, to -10 say")
+        if self.loss.contrastive == "softmax" and self.model.initial_logit_bias is not None:
+            raise ValueError("model.initial_logit_bias is for loss.contrastive = sigmoid: leave it away with softmax")
         if self.augment.patch_dropout and self.model.vision.kind != "vit":
             raise ValueError("augment.patch_dropout is for a ViT: a ResNet has no patches, set it to 0")
         return self

@@ -12,6 +12,8 @@ from torch import Tensor
 from coca.layers import KeysValues, KeyValueCache
 from coca.model import CoCa
 
+_COMPILED_SHAPES = 64  # batch sizes and lengths, of all models together, before torch.compile gives up
+
 
 class Decoder:
     """Keys and values of the images, computed once, and of the tokens so far; gives the logits of the next token.
@@ -36,11 +38,12 @@ class Decoder:
             for keys, values in model.multimodal.image_keys_values(image_tokens_IQD)
         ]
 
-        def caches(layers: int) -> list[KeyValueCache]:
+        def caches(layers: int, heads: int) -> list[KeyValueCache]:
             like = self._image_keys_values[0][0]
-            return [KeyValueCache(rows, text.heads, max_length, text.width // text.heads, like) for _ in range(layers)]
+            return [KeyValueCache(rows, heads, max_length, text.width // heads, like) for _ in range(layers)]
 
-        self._unimodal, self._multimodal = caches(text.unimodal_layers), caches(text.multimodal_layers)
+        self._unimodal = caches(text.unimodal_layers, text.heads)
+        self._multimodal = caches(text.multimodal_layers, text.decoder_heads)
         self._max_length = max_length
 
     def step(self, tokens_RT: Tensor) -> Tensor:
@@ -57,7 +60,8 @@ class Decoder:
             for each in (*self._unimodal, *self._multimodal):
                 each.length = length
         seen_111L = (torch.arange(self._max_length, device=tokens_RT.device) <= length)[None, None, None]
-        logits_RV = _compiled_step()(self._model, tokens_RT, self._image_keys_values, *caches, seen_111L)
+        with torch._dynamo.config.patch(recompile_limit=_COMPILED_SHAPES):
+            logits_RV = _compiled_step()(self._model, tokens_RT, self._image_keys_values, *caches, seen_111L)
         length += 1  # in place: every cache shares it
         return logits_RV
 
@@ -82,7 +86,9 @@ def _step(
 ) -> Tensor:
     hidden_RTD = model.unimodal.decode(tokens_RT, unimodal, mask)
     hidden_RTD = model.multimodal.decode(hidden_RTD, image_keys_values, multimodal, mask)
-    return model.logits(hidden_RTD[:, -1])
+    logits_RV = model.logits(hidden_RTD[:, -1])
+    # Draws and scores are sums over the vocabulary and over tokens: half precision is too coarse for them.
+    return logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
 
 
 @cache

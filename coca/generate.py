@@ -66,6 +66,8 @@ def generate(
     special = {"begin_id": begin_id, "end_id": end_id, "pad_id": pad_id}
     begin, end, pad = (getattr(text, name) if given is None else given for name, given in special.items())
     max_length = min(config.max_length or text.context_length, text.context_length)
+    if config.min_length > max_length:
+        raise BadInput(f"min_length = {config.min_length} is above {max_length}, the longest caption", "Lower it")
     prompts = read_prompts(prompts_BP, len(images_BCHW), max_length, begin, pad, images_BCHW.device)
 
     image_features_BE, image_tokens_BQD = model.encode_image(images_BCHW)

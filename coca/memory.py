@@ -157,8 +157,10 @@ def _text_blocks(config: ModelConfig, embedded: int, predicted: int) -> list[_Ke
     masked = text.embedding_slot != "after_caption"
     unimodal = _self_attention(embedded, text.width, text.heads, masked=masked)
     unimodal += _mlp(embedded, text.width, text.mlp_width)
-    multimodal = _self_attention(predicted, text.width, text.heads)
-    multimodal += _cross_attention(predicted, image_tokens(config), text.width, text.heads, source_norm=open_clip)
+    multimodal = _self_attention(predicted, text.width, text.decoder_heads)
+    multimodal += _cross_attention(
+        predicted, image_tokens(config), text.width, text.decoder_heads, source_norm=open_clip
+    )
     for _ in range(1 + open_clip):
         multimodal += _mlp(predicted, text.width, text.mlp_width)
     return [unimodal] * text.unimodal_layers + [multimodal] * text.multimodal_layers

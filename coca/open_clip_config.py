@@ -80,6 +80,12 @@ def read_config(values: Mapping[str, Any], ids: Mapping[str, int] | None = None)
     width, text_width = _number(vision, "width", 768), _number(text, "width", 512)
     _check_widths(_number(model, "embed_dim", None), text_width, _number(multimodal, "width", 512))
     image_size, patch_size = _number(vision, "image_size", 224), _number(vision, "patch_size", 16)
+    heads, decoder_heads = _number(text, "heads", 8), _number(multimodal, "heads", 8)
+    head_width, mlp_ratio = _number(vision, "head_width", 64), vision.get("mlp_ratio", 4.0)
+    if width % head_width:
+        raise BadInput(f"vision_cfg: head_width = {head_width} does not divide width = {width}", "Mend the JSON")
+    if not isinstance(mlp_ratio, int | float) or mlp_ratio <= 0:
+        raise BadInput(f"vision_cfg.mlp_ratio = {mlp_ratio!r} is no positive number", "Mend the model's JSON")
     text_layers, decoder_layers = _number(text, "layers", 12), _number(multimodal, "layers", 12)
     if text.get("mlp_ratio", 4) != 4:
         raise BadInput(f"text_cfg.mlp_ratio = {text['mlp_ratio']}: both decoders share one", "Only 4 is known here")
@@ -96,8 +102,8 @@ def read_config(values: Mapping[str, Any], ids: Mapping[str, int] | None = None)
                 "patch_size": patch_size,
                 "width": width,
                 "layers": _number(vision, "layers", 12),
-                "heads": width // _number(vision, "head_width", 64),
-                "mlp_width": int(width * vision.get("mlp_ratio", 4.0)),
+                "heads": width // head_width,
+                "mlp_width": int(width * mlp_ratio),
                 "class_token": True,
                 "patch_bias": False,
                 "pre_norm": not vision.get("no_ln_pre", False),
@@ -107,7 +113,8 @@ def read_config(values: Mapping[str, Any], ids: Mapping[str, int] | None = None)
                 "vocab_size": vocab_size,
                 "context_length": _number(text, "context_length", 77),
                 "width": text_width,
-                "heads": _number(text, "heads", 8),
+                "heads": heads,
+                "multimodal_heads": None if decoder_heads == heads else decoder_heads,
                 "mlp_width": 4 * text_width,
                 "unimodal_layers": text_layers,
                 "multimodal_layers": decoder_layers,

@@ -22,19 +22,21 @@ class Linear(nn.Linear):
     packed_weight: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._multiply(x, "none") if self._usable(x) else super().forward(x)
+        weight = self._usable(x)
+        return super().forward(x) if weight is None else self._multiply(x, weight, "none")
 
     def gelu(self, x: Tensor) -> Tensor:
         """The layer with a GELU after it, in one pass where it is packed."""
-        return self._multiply(x, "gelu") if self._usable(x) else F.gelu(super().forward(x))
+        weight = self._usable(x)
+        return F.gelu(super().forward(x)) if weight is None else self._multiply(x, weight, "gelu")
 
-    def _usable(self, x: Tensor) -> bool:
-        if self.packed_weight is None or x.dtype != torch.float32:
-            return False
-        return not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+    def _usable(self, x: Tensor) -> Tensor | None:
+        if torch.compiler.is_compiling() or x.dtype != torch.float32 or torch.is_grad_enabled():
+            return None
+        return None if torch.is_autocast_enabled(x.device.type) else self.packed_weight
 
-    def _multiply(self, x: Tensor, after: str) -> Tensor:
-        output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed_weight, self.bias, after, [], "none")
+    def _multiply(self, x: Tensor, weight: Tensor, after: str) -> Tensor:
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, after, [], "none")
         return output
 
 

@@ -26,7 +26,8 @@ def read_prompts(
     """Prompts as given, or the begin token alone.
 
     Raises:
-        BadInput: another number of rows than images, an empty prompt, or one that leaves no room for a token.
+        BadInput: another number of rows than images, padding within a prompt, an empty prompt, or one that leaves no
+            room for a token.
     """
     if prompts_BP is None:
         prompts_BP = torch.full((batch, 1), begin_id)
@@ -38,6 +39,8 @@ def read_prompts(
         raise BadInput(f"{rows} prompts for {batch} images", "Give as many prompts as images")
     lengths_B = ((prompts_BP != pad_id) * torch.arange(1, longest + 1, device=device)).amax(dim=1)
     shortest, filled = int(lengths_B.min()), int(lengths_B.max())
+    if not torch.equal(lengths_B, (prompts_BP != pad_id).sum(dim=1)):
+        raise BadInput(f"a prompt holds the padding token {pad_id} before its end", "Leave it out: it ends a caption")
     if shortest == 0:
         raise BadInput("a prompt is empty", "Begin every prompt with the begin token")
     if filled >= max_length:

@@ -104,7 +104,7 @@ class MultimodalDecoder(nn.Module):
         super().__init__()
         open_clip = config.multimodal_block == "open_clip"
         self.blocks = nn.ModuleList(
-            CrossBlock(config.width, config.heads, config.mlp_width, open_clip=open_clip)
+            CrossBlock(config.width, config.decoder_heads, config.mlp_width, open_clip=open_clip)
             for _ in range(config.multimodal_layers)
         )
         self.norm = nn.LayerNorm(config.width)

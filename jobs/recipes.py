@@ -27,7 +27,8 @@ def scenes() -> TrainConfig:
 
 
 def scenes_resnet() -> TrainConfig:
-    """As `scenes`, behind a ResNet."""
+    """As `scenes`, behind a ResNet. On the demo's dataset, 2 workers on two CPU cores: 10 minutes, and as good captions
+    of one object, worse ones of two (1.00 and 0.67 exact against 0.985 and 0.91)."""
     return scenes().model_copy(update={"model": small_resnet()})
 
 

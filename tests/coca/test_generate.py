@@ -12,6 +12,7 @@ from coca.config import GenerationConfig, ModelConfig, ResNetConfig
 from coca.errors import BadInput
 from coca.generate import _draws, generate
 from coca.model import CoCa
+from coca.packed import packed
 from coca.typed_config import build_config
 from tests.coca.generation_reference import search_one, write_one
 
@@ -30,6 +31,7 @@ def random_model(tiny_model: ModelConfig, choose: random.Random) -> CoCa:
         "multimodal_block": choose.choice(["paper", "open_clip"]),
         "embedding_slot": choose.choice(["after_caption", "open_clip"]),
         "tied_head": choose.random() < 0.2,
+        "multimodal_heads": choose.choice([None, None, 4]),
     }
     values["pooling"] = choose.choice(["cascade", "parallel", "open_clip"])
     if choose.random() < 0.1:
@@ -186,6 +188,25 @@ def test_compiled_steps_give_the_same_tokens(model: CoCa) -> None:
         torch.testing.assert_close(compiled.log_probs_BT, plain.log_probs_BT)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_steps_come_in_more_shapes_than_torch_compiles_by_default(model: CoCa) -> None:
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=1), packed(model):  # nor does packing trouble them
+        for length in (4, 5, 6):
+            plain = generate(model, IMAGES, end_id=-1, max_length=length).tokens_BT
+            compiled = generate(model, IMAGES, end_id=-1, max_length=length, compiled=True).tokens_BT
+            assert compiled.tolist() == plain.tolist()
+
+
+def test_half_precision_draws_among_all_tokens(tiny_model: ModelConfig) -> None:
+    """Summed in bfloat16, probabilities of a few thousandths would vanish beside their sum."""
+    torch.manual_seed(0)
+    model = CoCa(tiny_model).bfloat16().eval()
+    generation = generate(model, IMAGES[:1].bfloat16().expand(64, -1, -1, -1), temperature=4.0, end_id=-1)
+    assert generation.log_probs_BT.dtype == torch.float32
+    assert len(set(generation.tokens_BT.flatten().tolist())) > 250  # 640 draws from 320 near-equal tokens
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -195,6 +216,8 @@ def test_compiled_steps_give_the_same_tokens(model: CoCa) -> None:
         ({"min_length": 9, "max_length": 5}, "min_length = 9 is above max_length = 5"),
         ({"top_p": 0.0}, "'top_p' = 0.0"),
         ({"compiled": True, "beams": 2}, "beams change their order"),
+        ({"min_length": 13}, "min_length = 13 is above 12, the longest caption"),
+        ({"prompts_BP": torch.tensor([[1, 7, 0, 8]] * 3)}, "holds the padding token 0 before its end"),
         ({"prompts_BP": torch.ones(2, 1, dtype=torch.int64)}, "2 prompts for 3 images"),
         ({"prompts_BP": torch.tensor([[1], [1], [0]])}, "a prompt is empty"),
         ({"prompts_BP": torch.ones(3, 12, dtype=torch.int64)}, "a prompt of 12 tokens leaves no room"),

@@ -213,6 +213,9 @@ def changed(path: str, value: object) -> dict[str, Any]:
         ("text_cfg.hf_model_name", "roberta", "text_cfg.hf_model_name = 'roberta' is not known"),
         ("text_cfg.embed_cls", False, "text_cfg.embed_cls = False: a CoCa has True"),
         ("vision_cfg.layers", "many", "layers = 'many' is no positive number"),
+        ("vision_cfg.mlp_ratio", "four", "vision_cfg.mlp_ratio = 'four' is no positive number"),
+        ("vision_cfg.head_width", 24, "head_width = 24 does not divide width = 64"),
+        ("multimodal_cfg.heads", 5, "multimodal_heads = 5 does not divide width = 48"),
         ("vision_cfg.patch_size", 7, "patch_size = 7 does not divide image_size = 32"),
     ],
 )
@@ -225,6 +228,14 @@ def test_options_that_change_no_number_are_accepted(config: ModelConfig) -> None
     values = changed("vision_cfg.patch_dropout", 0.5)
     values["text_cfg"] |= {"pool_type": "argmax", "no_causal_mask": False, "hf_model_name": None}
     assert read_config(values, IDS) == config
+
+
+def test_the_decoder_may_have_heads_of_its_own(config: ModelConfig) -> None:
+    assert config.text.multimodal_heads is None
+    assert read_config(changed("multimodal_cfg.heads", 6)).text.decoder_heads == 6
+    values = case()["config"]
+    del values["multimodal_cfg"]["heads"]  # open_clip's default, whatever the text tower has
+    assert read_config(values).text.decoder_heads == 8
 
 
 def test_the_mask_without_the_shift_is_an_option_of_the_config() -> None:

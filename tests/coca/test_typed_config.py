@@ -37,6 +37,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ("model.vision.patch_size=7", r"config key 'model.vision' = .*: patch_size = 7 does not divide image_size"),
         ("model.vision.patch_size=some", r"config key 'model.vision.patch_size' = 'some'"),
         ("loss.contrastive=sigmoid", r"loss.contrastive = sigmoid needs a bias: set model.initial_logit_bias"),
+        ("model.initial_logit_bias=-10", r"model.initial_logit_bias is for loss.contrastive = sigmoid"),
         ("steps=0", r"config key 'steps' = 0: Input should be greater than 0"),
         ("steps=many", r"config key 'steps' = 'many'"),
         ("lanes=7", r"lanes = 7 does not divide batch_size = 96"),
