@@ -29,7 +29,7 @@ def config(checkpoint: str) -> ServeConfig:
         checkpoint=checkpoint,
         port=0,
         max_batch_size=MAX_BATCH,
-        batch_wait_ms=100,
+        batch_wait_ms=300,  # a full batch does not wait; this is for machines that are slow to send one
         max_image_bytes=100_000,
         max_body_bytes=300_000,
         cpus_per_replica=0.5,
