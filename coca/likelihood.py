@@ -1,6 +1,7 @@
 """How likely a model finds captions of images: classification by captioning (Tschannen et al. 2023, section 3).
 
-Shapes: N images, K captions, C channels, H height, W width, T tokens, D width, M captions of one step.
+Shapes: N images, K captions, C channels, H height, W width, T tokens, D width, M captions of one step,
+P predicted positions.
 """
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from coca.model import CoCa
+
+_ROWS = 1024  # positions whose logits are held at a time: 262 MB for 64,000 entries
 
 
 @torch.inference_mode()
@@ -19,7 +22,7 @@ def caption_log_likelihood(model: CoCa, images_NCHW: Tensor, tokens_KT: Tensor, 
 
     Args:
         tokens_KT: token ids, begin and end included, padded on the right.
-        step: captions that all images meet at once: memory grows with N * step * V.
+        step: captions that all images meet at once: memory grows with N * step * T * D.
     """
     _, image_tokens_NQD = model.encode_image(images_NCHW)
     keys_values = model.multimodal.image_keys_values(image_tokens_NQD)
@@ -30,8 +33,18 @@ def caption_log_likelihood(model: CoCa, images_NCHW: Tensor, tokens_KT: Tensor, 
         states = model.multimodal.decode(hidden_NMTD.flatten(0, 1), keys_values)
         target_MT = tokens_MT[:, 1:]
         target = target_MT.expand(images, -1, -1).flatten()
-        logits = model.logits(states).flatten(0, 1)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        losses = F.cross_entropy(logits, target, ignore_index=model.config.text.pad_id, reduction="none")
+        losses = torch.cat(
+            [
+                _cross_entropy(model, some_PD, some_P)
+                for some_PD, some_P in zip(states.flatten(0, 1).split(_ROWS), target.split(_ROWS), strict=True)
+            ]
+        )
         parts.append(-losses.view(images, len(tokens_MT), -1).sum(dim=2))
     return torch.cat(parts, dim=1)
+
+
+def _cross_entropy(model: CoCa, states_PD: Tensor, target_P: Tensor) -> Tensor:
+    """Of each position, 0 where the target is padding."""
+    logits_PV = model.logits(states_PD)
+    logits_PV = logits_PV.to(torch.promote_types(logits_PV.dtype, torch.float32))
+    return F.cross_entropy(logits_PV, target_P, ignore_index=model.config.text.pad_id, reduction="none")

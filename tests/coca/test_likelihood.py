@@ -26,3 +26,23 @@ def test_every_pair_equals_the_training_pass(tiny_model: ModelConfig, block: str
             log_probs = model(images[i : i + 1], real[None]).logits[0].log_softmax(-1)
             expected = log_probs.gather(1, real[1:, None]).sum()
             torch.testing.assert_close(found[i, j], expected.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_logits_of_all_pairs_are_never_held(tiny_model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a vocabulary of 49,408, 64 images and 8 captions of 76 tokens would take 7 GB."""
+    monkeypatch.setattr("coca.likelihood._ROWS", 5)
+    torch.manual_seed(0)
+    model = CoCa(tiny_model).double().eval()
+    images, captions = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.tensor([[1, 9, 8, 7, 2], [1, 9, 2, 0, 0]])
+    rows: list[int] = []
+    logits = model.logits
+
+    def spy(states: torch.Tensor) -> torch.Tensor:
+        rows.append(len(states))
+        return logits(states)
+
+    monkeypatch.setattr(model, "logits", spy)
+    found = caption_log_likelihood(model, images, captions)
+    assert rows == [5] * 6 + [2]  # 4 images, 2 captions, 4 predicted positions
+    monkeypatch.setattr("coca.likelihood._ROWS", 1024)
+    torch.testing.assert_close(found, caption_log_likelihood(model, images, captions), rtol=1e-12, atol=1e-12)
