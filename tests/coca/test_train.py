@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from coca.checkpoint import list_checkpoints, load_checkpoint
-from coca.config import LossConfig, OptimizerConfig, TrainConfig
+from coca.config import AugmentConfig, LossConfig, OptimizerConfig, TrainConfig
 from coca.dataset import Dataset
 from coca.errors import BadInput, RunFailed
 from coca.run_folder import RunFolder
@@ -193,6 +193,26 @@ def test_two_ranks_train_as_one(tmp_path: Path, make_dataset: MakeDataset, tiny_
         assert one["batch_digest"] == two["batch_digest"]
         for name in ("loss", "contrastive_loss", "captioning_loss", "grad_norm"):
             assert two[name] == pytest.approx(one[name], rel=1e-4), (one["step"], name)
+
+
+def test_a_run_resumes_exactly_with_every_option_of_the_model_and_the_losses(
+    tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig
+) -> None:
+    dataset = make_dataset()
+    config = tiny_train.model_copy(
+        update={
+            "model": tiny_train.model.model_copy(update={"initial_logit_bias": -10.0, "pooling": "parallel"}),
+            "loss": LossConfig(contrastive="sigmoid", repeated_captions="ignored", label_smoothing=0.1),
+            "augment": AugmentConfig(patch_dropout=0.5),
+            "activation_checkpointing": True,
+            "precision": "bfloat16",
+        }
+    )
+    run(config, dataset, tmp_path / "straight")
+    run(config, dataset, tmp_path / "stopped", should_stop=lambda: True)
+    run(config, dataset, tmp_path / "stopped")
+    assert len(metrics(tmp_path / "straight")) == 6
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "straight")
 
 
 def test_metrics_are_json_lines(tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig) -> None:
