@@ -15,6 +15,7 @@ samples/ (Delta; wide, immutable, append-only: one row per admitted pair)
 | sha256          | string | of the stored bytes                                                        |
 | phash           | int64  | 64-bit perceptual hash (DCT), the bits as a signed integer                 |
 | fetched_at      | timestamp[us, UTC] | when the bytes arrived                                         |
+| extra           | string? | other columns of the links table, as a JSON object                        |
 
 annotations/ (Delta; narrow: one file for each samples file, same rows, same order)
 
@@ -25,6 +26,7 @@ annotations/ (Delta; narrow: one file for each samples file, same rows, same ord
 | language  | string?     | ISO 639-1 code, null where no identifier ran                                |
 | selected  | bool        | part of the version's training data                                         |
 | reason    | string?     | a `Reason` where not selected                                               |
+| scores    | map<string, float>? | what scorers said, by the scorer's name                             |
 
 links/ (Delta, partitioned by `bucket`; append-only events; a link's state is its latest event)
 
@@ -34,7 +36,8 @@ links/ (Delta, partitioned by `bucket`; append-only events; a link's state is it
 | sample_id       | string  | the pair's key                                                            |
 | url, caption    | string  | canonical url; caption as judged                                          |
 | state           | string  | a `State`                                                                 |
-| reason          | string? | a `Reason` where the state is not ok                                      |
+| reason          | string? | a `Reason` where the pair is no selected sample                           |
+| stored          | bool?   | its bytes lie in samples; null in rows of contract 1: the state is ok     |
 | status          | int32?  | last HTTP status                                                          |
 | attempts        | int32   | requests made in this refresh                                             |
 | etag, last_modified | string? | validators for the next conditional request                           |
@@ -52,7 +55,10 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit, urlunsplit
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
+
+# What this code reads; a refresh widens the tables of an older dataset (columns added, no data file touched).
+READABLE_CONTRACTS = (1, 2)
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -71,6 +77,7 @@ SAMPLES = pa.schema(
         pa.field("sha256", pa.string(), nullable=False),
         pa.field("phash", pa.int64(), nullable=False),
         pa.field("fetched_at", _TIME, nullable=False),
+        pa.field("extra", pa.string()),
     ]
 )
 
@@ -81,6 +88,7 @@ ANNOTATIONS = pa.schema(
         pa.field("language", pa.string()),
         pa.field("selected", pa.bool_(), nullable=False),
         pa.field("reason", pa.string()),
+        pa.field("scores", pa.map_(pa.string(), pa.float32())),
     ]
 )
 
@@ -100,6 +108,7 @@ LINKS = pa.schema(
         pa.field("refresh_id", pa.string(), nullable=False),
         pa.field("event_at", _TIME, nullable=False),
         pa.field("next_check_at", _TIME),
+        pa.field("stored", pa.bool_()),
     ]
 )
 
@@ -119,11 +128,12 @@ class State(StrEnum):
     """Where a link stands after its latest event."""
 
     OK = "ok"
-    DEAD = "dead"  # 404, 410
+    DEAD = "dead"  # 404, 410: asked again ever more rarely
+    CHANGED = "changed"  # answers with other bytes than those that were admitted, which stay
     TRANSIENT = "transient"  # may pass later: due again at next_check_at
     OPTED_OUT = "opted_out"
     REJECTED = "rejected"  # the pair itself broke a rule
-    BLOCKED = "blocked"  # we refuse to fetch it: a forbidden address
+    BLOCKED = "blocked"  # we refuse it: a forbidden address, or an entry of a block list
 
 
 class Reason(StrEnum):
@@ -134,21 +144,32 @@ class Reason(StrEnum):
     EMPTY_CAPTION = "empty_caption"
     CAPTION_TOO_SHORT = "caption_too_short"
     CAPTION_TOO_LONG = "caption_too_long"
+    CAPTION_REPEATS = "caption_repeats"  # one word makes up too much of it
+    CAPTION_TOO_FREQUENT = "caption_too_frequent"  # too many links have it
+    CAPTION_BLOCKED_WORD = "caption_blocked_word"
+    LANGUAGE = "language"
+    BLOCKED_URL = "blocked_url"  # its url or domain is on a block list
     DUPLICATE_PAIR = "duplicate_pair"
+    WAITING = "waiting"  # left for a later refresh by a budget; never an event of the ledger
     # the fetch
     FORBIDDEN_ADDRESS = "forbidden_address"
     DNS_FAILURE = "dns_failure"
     CONNECT_ERROR = "connect_error"
     TIMEOUT = "timeout"
+    TOO_SLOW = "too_slow"  # below the minimum rate
+    HOST_UNAVAILABLE = "host_unavailable"  # not asked: too many failures of its host in a row
     NOT_FOUND = "not_found"
     CLIENT_ERROR = "client_error"
     SERVER_ERROR = "server_error"
     RATE_LIMITED = "rate_limited"
     TOO_MANY_REDIRECTS = "too_many_redirects"
     BODY_TOO_LARGE = "body_too_large"
+    BODY_TOO_SMALL = "body_too_small"
     BODY_ENCODED = "body_encoded"
     BODY_INCOMPLETE = "body_incomplete"
-    OPTED_OUT = "opted_out"
+    OPTED_OUT = "opted_out"  # X-Robots-Tag
+    TDM_RESERVED = "tdm_reserved"
+    ROBOTS_DISALLOWED = "robots_disallowed"
     # the image
     NOT_AN_IMAGE = "not_an_image"
     TRUNCATED_IMAGE = "truncated_image"
@@ -156,8 +177,15 @@ class Reason(StrEnum):
     TOO_MANY_PIXELS = "too_many_pixels"
     IMAGE_TOO_SMALL = "image_too_small"
     ASPECT_RATIO = "aspect_ratio"
+    DECODER_CRASH = "decoder_crash"
+    BLOCKED_IMAGE = "blocked_image"  # its digest is on a block list
+    WITHDRAWN = "withdrawn"  # its picture or url has been withdrawn
     # selection: admitted and stored, but not part of the version
     DUPLICATE_IMAGE = "duplicate_image"
+    NEAR_DUPLICATE = "near_duplicate"
+    CONTAMINATED = "contaminated"  # near a picture of an evaluation set
+    SCORE = "score"  # below a threshold of a scorer
+    IMAGE_TOO_POPULAR = "image_too_popular"  # too many captions for one picture
 
 
 class TableVersion(BaseModel):
@@ -190,6 +218,8 @@ class VersionRecord(BaseModel):
     created_at: str
     contract_version: int
     code_version: str
+    kind: str = "refresh"
+    """refresh, select, retokenize, rollback, compact or import."""
     refresh_id: str
     samples: TableVersion
     annotations: TableVersion
@@ -201,6 +231,8 @@ class VersionRecord(BaseModel):
     tokenizer: TokenizerStamp
     withdrawn_sha256: str
     funnel: dict[str, Any]
+    unapplied_rules: list[str] = []
+    """Rules of the preset that need what is not there: a model, a word list."""
     config: dict[str, Any]
 
 

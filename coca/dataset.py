@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from coca.contract import CONTRACT_VERSION, ROW_GROUPS, VersionRecord, version_path
+from coca.contract import READABLE_CONTRACTS, ROW_GROUPS, VersionRecord, version_path
 from coca.errors import BadInput
 from coca.storage import Store
 from coca.tokenizer import Tokenizer
@@ -124,9 +124,10 @@ def _read_record(store: Store, version: int) -> VersionRecord:
     try:
         values = json.loads(store.read(path))
         found = values.get("contract_version")
-        if found != CONTRACT_VERSION:
+        if found not in READABLE_CONTRACTS:
             raise BadInput(
-                f"{store.uri}/{path} follows contract version {found}, this code reads {CONTRACT_VERSION}",
+                f"{store.uri}/{path} follows contract version {found}, this code reads "
+                f"{' and '.join(map(str, READABLE_CONTRACTS))}",
                 "Use the release that wrote it",
             )
         return VersionRecord.model_validate(values)

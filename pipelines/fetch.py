@@ -20,7 +20,7 @@ from coca.addresses import ForbiddenAddress, parse_networks, socket_factory
 from coca.code_version import code_version
 from coca.contract import Reason, canonical_url
 from pipelines.budget import ByteBudget
-from pipelines.config import FetchConfig
+from pipelines.fetch_config import FetchConfig
 from pipelines.opt_out import is_opted_out
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from coca.contract import Reason, canonical_url, sample_id
-from pipelines.config import JudgeConfig
+from pipelines.judge_config import JudgeConfig
 
 JUDGED = pa.schema(
     [

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from coca.errors import BadInput
 from coca.storage import Store, open_file
-from pipelines.config import LinksConfig
+from pipelines.links_config import LinksConfig
 
 _SUFFIXES = (".parquet", ".pq", ".csv")
 

@@ -15,7 +15,7 @@ from coca.images import (
     resize,
     resized_size,
 )
-from pipelines.config import ImageConfig
+from pipelines.image_config import ImageConfig
 
 
 @dataclass(frozen=True)

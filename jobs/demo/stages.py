@@ -90,7 +90,10 @@ def refresh_dataset(folders: Folders, config: DemoConfig) -> Result:
 def refresh_config(folders: Folders) -> Any:
     """How the demo's dataset is refreshed: loopback allowed, small pictures, patience for a small web."""
     from coca.images import ImageLimits
-    from pipelines.config import FetchConfig, ImageConfig, LinksConfig, PublishConfig, RefreshConfig
+    from pipelines.config import PublishConfig, RefreshConfig
+    from pipelines.fetch_config import FetchConfig
+    from pipelines.image_config import ImageConfig
+    from pipelines.links_config import LinksConfig
 
     return RefreshConfig(
         to=str(folders.dataset),

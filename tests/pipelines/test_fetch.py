@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from coca.contract import Reason
-from pipelines.config import FetchConfig
 from pipelines.fetch import Fetched, Fetcher, parse_retry_after, reason_of_status, user_agent
+from pipelines.fetch_config import FetchConfig
 
 MAX_BYTES = 100_000
 LOOPBACK = ("127.0.0.0/8",)

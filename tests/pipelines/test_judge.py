@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 
 from coca.contract import Reason, sample_id
-from pipelines.config import JudgeConfig
 from pipelines.judge import JUDGED, judge_caption, judge_links
+from pipelines.judge_config import JudgeConfig
 
 
 def judge(*pairs: tuple[Any, Any], **rules: int) -> pa.Table:

@@ -9,8 +9,8 @@ import pytest
 
 from coca.errors import BadInput
 from coca.storage import Store
-from pipelines.config import LinksConfig
 from pipelines.links import read_links
+from pipelines.links_config import LinksConfig
 
 PAIRS = {"url": ["http://a/1", "http://a/2"], "caption": ["one", "two"]}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.config import FetchConfig
+from pipelines.fetch_config import FetchConfig
 from pipelines.opt_out import is_opted_out
 
 DIRECTIVES = FetchConfig().opt_out_directives

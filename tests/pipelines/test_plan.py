@@ -7,8 +7,11 @@ import pytest
 
 from coca.contract import Reason, sample_id
 from coca.storage import Store
-from pipelines.config import FetchConfig, ImageConfig, LinksConfig, PublishConfig, RefreshConfig
+from pipelines.config import PublishConfig, RefreshConfig
+from pipelines.fetch_config import FetchConfig
+from pipelines.image_config import ImageConfig
 from pipelines.judge import JUDGED
+from pipelines.links_config import LinksConfig
 from pipelines.plan import PLAN, load_or_write_plan, make_plan, refresh_id
 
 

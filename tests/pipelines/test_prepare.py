@@ -10,7 +10,7 @@ from PIL import Image
 
 from coca.contract import Reason
 from coca.images import ImageLimits, decode_rgb, phash, probe
-from pipelines.config import ImageConfig
+from pipelines.image_config import ImageConfig
 from pipelines.prepare import StoredImage, prepare
 
 LIMITS = ImageLimits()
