@@ -144,7 +144,7 @@ class Reason(StrEnum):
     EMPTY_CAPTION = "empty_caption"
     CAPTION_TOO_SHORT = "caption_too_short"
     CAPTION_TOO_LONG = "caption_too_long"
-    CAPTION_REPEATS = "caption_repeats"  # one word makes up too much of it
+    CAPTION_REPEATS = "caption_repeats"  # too many of its words occur in it before
     CAPTION_TOO_FREQUENT = "caption_too_frequent"  # too many links have it
     CAPTION_BLOCKED_WORD = "caption_blocked_word"
     LANGUAGE = "language"

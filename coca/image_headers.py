@@ -4,10 +4,16 @@ Pillow builds the decoder while it opens a file (a WebP's canvas is allocated th
 asks Pillow for the size asks too late.
 """
 
+import re
 import struct
+from collections.abc import Iterator
 from typing import Literal
 
 Format = Literal["jpeg", "png", "webp", "gif"]
+
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+# Inside a scan 0xFF is followed by 0, or by a restart marker.
+_MARKER_AFTER_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 
 
 def sniff_format(data: bytes) -> Format | None:
@@ -36,21 +42,48 @@ def read_size(kind: Format, data: bytes) -> tuple[int, int]:
         raise EOFError(f"the {kind} header ends early") from None
 
 
+def count_scans(data: bytes) -> int:
+    """Scans of a JPEG as far as its end marker; each costs a decoder one pass over the whole picture."""
+    scans = 0
+    try:
+        for marker, _ in _jpeg_segments(data):
+            scans += marker == _START_OF_SCAN
+    except (struct.error, IndexError, ValueError):
+        pass  # what follows a scan may be cut off or damaged: for the decoder to judge
+    return scans
+
+
 def _jpeg_size(data: bytes) -> tuple[int, int]:
+    for marker, place in _jpeg_segments(data):
+        if marker in (_START_OF_SCAN, _END_OF_IMAGE):
+            break
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, place + 5)
+            return width, height
+    raise ValueError("jpeg: no frame header before the data")
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """(marker, place of its 0xFF) of each segment, the end marker the last."""
     place = 2
     while True:
         while data[place] == 0xFF and data[place + 1] == 0xFF:  # fill bytes
             place += 1
+        if data[place] != 0xFF:
+            raise ValueError("jpeg: no marker where a segment should start")
         marker = data[place + 1]
-        if data[place] != 0xFF or marker in (0xD9, 0xDA):
-            raise ValueError("jpeg: no frame header before the data")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, place + 5)
-            return width, height
+        yield marker, place
+        if marker == _END_OF_IMAGE:
+            return
         if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
             place += 2
-        else:
-            place += 2 + max(2, int(struct.unpack_from(">H", data, place + 2)[0]))
+            continue
+        place += 2 + max(2, int(struct.unpack_from(">H", data, place + 2)[0]))
+        if marker == _START_OF_SCAN:
+            found = _MARKER_AFTER_SCAN.search(data, place)
+            if found is None:
+                return
+            place = found.start()
 
 
 def _png_size(data: bytes) -> tuple[int, int]:

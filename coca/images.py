@@ -17,13 +17,33 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
 from coca.contract import Reason
-from coca.image_headers import Format, read_size, sniff_format
+from coca.image_headers import Format, count_scans, read_size, sniff_format
+from coca.image_resize import ResizeMode, center_crop, resize, resized_size
 from coca.typed_config import Config
 
-StoredFormat = Literal["jpeg", "png", "webp"]
-ResizeMode = Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"]
+__all__ = [
+    "Decoded",
+    "ImageHeader",
+    "ImageLimits",
+    "ImageProblem",
+    "ResizeMode",
+    "StoredFormat",
+    "decode",
+    "decode_rgb",
+    "encode",
+    "model_pixels",
+    "phash",
+    "probe",
+    "resize",
+    "resized_size",
+]
 
-# What Pillow's decoders for our formats raise on damaged input (seen by fuzzing; tests/coca/test_images.py).
+StoredFormat = Literal["jpeg", "png", "webp"]
+
+# Progressive files have about ten; each costs a pass over the whole picture, however few bytes it takes.
+_MAX_SCANS = 64
+
+# What Pillow's decoders for our formats raise on damaged input (seen by fuzzing; tests/coca/test_image_fuzz.py).
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -35,12 +55,13 @@ _DECODER_ERRORS = (
     OverflowError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 
 
 # Pillow warns of damaged metadata; strangers' images are full of it, and the pixels decide.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+# Sizes are held against limits of our own.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageLimits(Config):
@@ -48,6 +69,8 @@ class ImageLimits(Config):
 
     max_bytes: int = Field(20 * 1024 * 1024, gt=0)
     """Largest encoded image, in bytes."""
+    min_bytes: int = Field(0, ge=0)
+    """Smallest encoded image, in bytes; LAION and COYO took 5,120."""
     max_pixels: int = Field(50_000_000, gt=0, le=89_478_485)
     """Largest width times height; Pillow itself warns above 89,478,485."""
     min_side: int = Field(1, ge=1)
@@ -86,6 +109,8 @@ def probe(data: bytes, limits: ImageLimits) -> ImageHeader:
     """
     if len(data) > limits.max_bytes:
         raise ImageProblem(Reason.BODY_TOO_LARGE, f"{len(data):,} bytes, at most {limits.max_bytes:,}")
+    if len(data) < limits.min_bytes:
+        raise ImageProblem(Reason.BODY_TOO_SMALL, f"{len(data):,} bytes, at least {limits.min_bytes:,}")
     kind = sniff_format(data)
     if kind is None:
         raise ImageProblem(Reason.NOT_AN_IMAGE, "the bytes are no JPEG, PNG, WebP or GIF")
@@ -98,6 +123,8 @@ def probe(data: bytes, limits: ImageLimits) -> ImageHeader:
     except ValueError as error:
         raise ImageProblem(Reason.CORRUPT_IMAGE, str(error)) from None
     _check_size(width, height, limits)
+    if kind == "jpeg" and data.count(b"\xff\xda") > _MAX_SCANS and count_scans(data) > _MAX_SCANS:
+        raise ImageProblem(Reason.CORRUPT_IMAGE, f"jpeg: more than {_MAX_SCANS} scans")
     return ImageHeader(kind, width, height)
 
 
@@ -114,17 +141,20 @@ class Decoded:
     """The source is one upright frame of opaque 8-bit RGB or grey: what every decoder reads alike."""
 
 
-def decode(data: bytes, limits: ImageLimits, *, short_side: int | None = None) -> Decoded:
+def decode(
+    data: bytes, limits: ImageLimits, *, short_side: int | None = None, header: ImageHeader | None = None
+) -> Decoded:
     """The first frame in mode RGB: EXIF orientation applied, transparency over white.
 
     Args:
         short_side: where given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as its short
             side stays at least twice this (Pillow's gap for scaled decoding): the work falls with the pixels.
+        header: what :func:`probe` said of these bytes and limits, where it has been asked already.
 
     Raises:
         ImageProblem: a limit broken, or bytes that do not decode.
     """
-    header = probe(data, limits)
+    header = header or probe(data, limits)
     try:
         with Image.open(io.BytesIO(data), formats=(header.format,)) as image:
             _check_size(*image.size, limits)  # a GIF frame may exceed the size its header gives
@@ -132,12 +162,16 @@ def decode(data: bytes, limits: ImageLimits, *, short_side: int | None = None) -
             if header.format == "jpeg" and short_side is not None:
                 _draft(image, short_side)
             image.load()
+            if header.format == "jpeg" and _lacks_scan_data(image, data):
+                raise ImageProblem(Reason.TRUNCATED_IMAGE, "jpeg: the data ends before the picture does")
             # Only now: Pillow loads a PNG to find its EXIF, and a failure there is not one of metadata.
             orientation = _orientation(image)
             plain = orientation == 1 and _is_plain(image)
             upright = _turn(_to_rgb(image), orientation)
     except ImageProblem:
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageProblem(Reason.TOO_MANY_PIXELS, f"{header.format}: {error}") from None
     except _DECODER_ERRORS as error:
         detail = f"{header.format}: {_told(error)}"
         if "truncated" in str(error).lower() or _ends_early(header.format, data):
@@ -153,33 +187,6 @@ def decode_rgb(data: bytes, limits: ImageLimits) -> Image.Image:
     return decode(data, limits).image
 
 
-def resized_size(width: int, height: int, mode: ResizeMode, size: int) -> tuple[int, int]:
-    """(width, height) after :func:`resize`."""
-    short, long = min(width, height), max(width, height)
-    if mode in ("center_crop", "border"):
-        return size, size
-    side = {"no": 0, "keep_ratio": short, "keep_ratio_largest": long}[mode]
-    if side <= size or mode == "no":
-        return width, height
-    return max(1, round(width * size / side)), max(1, round(height * size / side))
-
-
-def resize(image: Image.Image, mode: ResizeMode, size: int) -> Image.Image:
-    """Resize with bicubic antialiasing.
-
-    Args:
-        mode: ``no``; ``keep_ratio`` (short side becomes ``size``) and ``keep_ratio_largest`` (long side),
-            which never enlarge; ``center_crop`` and ``border`` (white), which give ``size`` x ``size``.
-        size: pixels.
-    """
-    if mode == "center_crop":
-        return _center_crop(image, size)
-    if mode == "border":
-        return _border(image, size)
-    target = resized_size(image.width, image.height, mode, size)
-    return image if target == image.size else image.resize(target, Image.Resampling.BICUBIC)
-
-
 def encode(image: Image.Image, format: StoredFormat, quality: int) -> bytes:  # noqa: A002
     """Encoded bytes without metadata; ``quality`` (1-100) has no meaning for png."""
     buffer = io.BytesIO()
@@ -193,7 +200,9 @@ def phash(image: Image.Image) -> int:
 
     Near pictures differ in few bits. Returned as a signed integer, for the int64 column.
     """
-    grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
+    # Lanczos, after whole blocks have been averaged down to twice the size: a fifth of the time.
+    small = image.convert("L").resize((32, 32), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    grey = np.asarray(small, dtype=np.float64)
     basis = _dct_basis()
     low = (basis @ grey @ basis.T).ravel()
     bits = np.packbits(low > np.median(low[1:]))
@@ -206,7 +215,7 @@ def model_pixels(image: Image.Image, size: int) -> np.ndarray:
     Returns:
         uint8 array of shape (size, size, 3).
     """
-    return np.array(_center_crop(image.convert("RGB"), size))
+    return np.array(center_crop(image.convert("RGB"), size))
 
 
 @cache
@@ -214,25 +223,6 @@ def _dct_basis() -> np.ndarray:
     """The first 8 rows of the 32-point DCT-II."""
     frequency, place = np.arange(8)[:, None], np.arange(32)[None, :]
     return np.cos(np.pi * frequency * (2 * place + 1) / 64)
-
-
-def _center_crop(image: Image.Image, size: int) -> Image.Image:
-    scale = size / min(image.size)
-    width, height = max(size, round(image.width * scale)), max(size, round(image.height * scale))
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
-
-
-def _border(image: Image.Image, size: int) -> Image.Image:
-    scale = size / max(image.size)
-    inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    if inner != image.size:
-        image = image.resize(inner, Image.Resampling.BICUBIC)
-    canvas = Image.new("RGB", (size, size), "white")
-    canvas.paste(image, ((size - inner[0]) // 2, (size - inner[1]) // 2))
-    return canvas
 
 
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:
@@ -301,20 +291,49 @@ def _draft(image: Image.Image, short_side: int) -> None:
         image.draft(None, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
+_GREY = {"L": 128, "RGB": (128, 128, 128)}
+# Decodes to something, holds no marker, and lasts for more than one unit of the picture.
+_MORE_SCAN_DATA = bytes(range(1, 251)) * 16
+
+
+def _lacks_scan_data(image: Image.Image, data: bytes) -> bool:
+    """Whether libjpeg ran out of data and filled up with grey, which it takes for a warning that Pillow hides.
+
+    A picture whose last corner is that grey is decoded twice more, at an eighth, as it is and with more data before
+    its end marker: one that was complete does not change.
+    """
+    grey = _GREY.get(image.mode)
+    if grey is None or image.getpixel((image.width - 1, image.height - 1)) != grey:
+        return False
+    end = data.rfind(b"\xff\xd9")
+    if end < 0:
+        return False
+    return _thumbnail(data) != _thumbnail(data[:end] + _MORE_SCAN_DATA + data[end:])
+
+
+def _thumbnail(data: bytes) -> bytes:
+    with Image.open(io.BytesIO(data), formats=("jpeg",)) as image:
+        image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+        return image.tobytes()
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         image = _to_8_bit(image)
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     layered = image.convert("RGBA")
-    white = Image.new("RGBA", layered.size, "white")
-    return Image.alpha_composite(white, layered).convert("RGB")
+    over_white = Image.new("RGB", layered.size, "white")
+    over_white.paste(layered, mask=layered)
+    return over_white
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
     # Pillow's own conversion saturates: 40000 of 65535 would come out white.
-    values = np.asarray(image).astype(np.int64)
-    grey = Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
+    values = np.asarray(image)
+    if values.dtype != np.uint16:
+        values = values.clip(0, 65535).astype(np.uint16)
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))

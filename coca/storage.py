@@ -127,13 +127,14 @@ class Store:
         Raises:
             FileNotFoundError: there is none.
         """
-        with self.filesystem.open_input_stream(self.path(path)) as stream:
+        # pyarrow would unpack what is named .gz.
+        with self.filesystem.open_input_stream(self.path(path), compression=None) as stream:
             return bytes(stream.read())
 
     def write(self, path: str, data: bytes) -> None:
         """Write or replace a file as a whole: a reader sees the old bytes or the new, never a part."""
         if self.is_s3:
-            with self.filesystem.open_output_stream(self.path(path)) as stream:
+            with self.filesystem.open_output_stream(self.path(path), compression=None) as stream:
                 stream.write(data)
             return
         target = Path(self.path(path))

@@ -1,4 +1,4 @@
-"""Caption tokens: a byte-level BPE trained on the captions, or CLIP's (Hugging Face `tokenizers`)."""
+"""Caption tokens: a byte-level BPE or unigram model trained on the captions, or CLIP's (`tokenizers`)."""
 
 import hashlib
 import json
@@ -107,27 +107,75 @@ class Tokenizer:
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int = 64_000) -> Tokenizer:
-    """A byte-level BPE (no unknown token: every byte has an id) of at most ``vocab_size`` entries.
+    """A byte-level BPE of at most ``vocab_size`` entries.
 
-    64,000 is the paper's size (Yu et al. 2022, section 4.1). Captions are streamed, not held.
+    64,000 is the paper's size (Yu et al. 2022, section 4.1). Captions are streamed, not held: memory grows with the
+    number of different words alone.
     """
-    smallest = 256 + len(_SPECIAL)
+    trainer = trainers.BpeTrainer(
+        vocab_size=_checked_size(vocab_size, len(_BYTES) + len(_SPECIAL)),
+        special_tokens=_SPECIAL,
+        initial_alphabet=_BYTES,
+        show_progress=False,
+    )
+    return Tokenizer(_train(models.BPE(), captions, trainer))
+
+
+def train_unigram(captions: Iterable[str], vocab_size: int = 64_000) -> Tokenizer:
+    """A byte-level unigram model (Kudo 2018) of at most ``vocab_size`` entries; likewise streamed.
+
+    Takes about twice the time of ``train_bpe``.
+
+    Raises:
+        BadInput: the captions hold no word.
+    """
+    trainer = trainers.UnigramTrainer(
+        # One more than the bytes: asked for these alone, the library never stops adding.
+        vocab_size=_checked_size(vocab_size, len(_BYTES) + len(_SPECIAL) + 1),
+        special_tokens=_SPECIAL,
+        initial_alphabet=_BYTES,
+        show_progress=False,
+    )
+    return Tokenizer(_settle(_train(models.Unigram(), captions, trainer)))
+
+
+# Every byte is an entry: what no longer entry covers falls back to its bytes, and no text is unknown.
+_BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def _checked_size(vocab_size: int, smallest: int) -> int:
     if vocab_size < smallest:
         raise BadInput(
             f"--vocab-size {vocab_size} is below {smallest}", "Bytes and special tokens alone need that many"
         )
-    inner = HuggingFaceTokenizer(models.BPE())
+    return vocab_size
+
+
+def _train(model: models.Model, captions: Iterable[str], trainer: trainers.Trainer) -> HuggingFaceTokenizer:
+    inner = HuggingFaceTokenizer(model)
     inner.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=_SPECIAL,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
     inner.train_from_iterator(captions, trainer=trainer)
-    return Tokenizer(inner)
+    return inner
+
+
+def _settle(inner: HuggingFaceTokenizer) -> HuggingFaceTokenizer:
+    """The same captions, the same tokenizer: what the library leaves to the order of a hash map is put in order.
+
+    That is the last digits of scores, and which of the bytes that no caption has is how unlikely.
+    """
+    values = json.loads(inner.to_str())
+    pieces = [tuple(entry) for entry in values["model"]["vocab"][len(_SPECIAL) :]]
+    if any(score is None for _, score in pieces):
+        raise BadInput("the captions hold no word", "Give some that do")
+    lowest = min(score for _, score in pieces)
+    step = 1e-4  # the library's own between such bytes
+    unseen = sorted(piece for piece, score in pieces if len(piece) == 1 and score < lowest + step * len(_BYTES))
+    scores = {**dict(pieces), **{piece: lowest + step * place for place, piece in enumerate(unseen)}}
+    settled = sorted(((round(score, 4), piece) for piece, score in scores.items()), key=lambda s: (-s[0], s[1]))
+    values["model"]["vocab"][len(_SPECIAL) :] = [[piece, score] for score, piece in settled]
+    return HuggingFaceTokenizer.from_str(json.dumps(values))
 
 
 def clip_tokenizer(path: str | Path) -> Tokenizer:

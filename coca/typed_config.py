@@ -1,6 +1,6 @@
 """The base of every config: frozen, documented field by field, unknown keys refused by name.
 
-Precedence, lowest first: field default < recipe < ``--config FILE.yaml`` < ``--set a.b=VALUE``.
+Precedence, lowest first: field default < preset or recipe < ``--config FILE.yaml`` < ``--set a.b=VALUE``.
 """
 
 import difflib
@@ -38,6 +38,13 @@ def resolve_config(base: C, config_file: Path | None = None, sets: Iterable[str]
     for text in sets:
         _merge(values, _parse_set(text))
     return build_config(type(base), values)
+
+
+def lay_over(base: C, values: Mapping[str, Any]) -> C:
+    """``base`` with some values, nested as in the config, in the place of its own."""
+    merged = base.model_dump()
+    _merge(merged, values)
+    return build_config(type(base), merged)
 
 
 def build_config(kind: type[C], values: Mapping[str, Any]) -> C:

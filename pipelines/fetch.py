@@ -1,32 +1,30 @@
-"""Fetching one url from a host that may be slow, hostile or gone: bounded in time, bytes, redirects and addresses."""
+"""Fetching urls from hosts that may be slow, hostile or gone: retries, politeness and opt-outs around each request."""
 
 import asyncio
-import contextlib
-import email.utils
 import random
-import socket
-import ssl
-import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Self, TypeVar
-from urllib.parse import urljoin, urlsplit
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from urllib.parse import urlsplit
 
-import aiohttp
-from yarl import URL
-
-from coca.addresses import ForbiddenAddress, parse_networks, socket_factory
-from coca.code_version import code_version
-from coca.contract import Reason, canonical_url
-from pipelines.budget import ByteBudget
+from coca.contract import Reason
+from pipelines.breaker import CircuitBreaker
+from pipelines.budget import Budget
+from pipelines.domains import registered_domain
 from pipelines.fetch_config import FetchConfig
-from pipelines.opt_out import is_opted_out
+from pipelines.rate_leases import LeaseClient
+from pipelines.request import AGENT, Answer, BodyRule, Clock, Requester, Tally, Validators
+from pipelines.robots import MAX_ROBOTS_BYTES, RobotsCache, RobotsFile
+from pipelines.slots import DomainSlots, Share
+
+if TYPE_CHECKING:
+    from pipelines.img2dataset_engine import Img2datasetFetcher
+
+__all__ = ["Fetched", "Fetcher", "Validators", "create_fetcher"]
 
 T = TypeVar("T")
 
-AGENT = "coca"
-_REDIRECTS = (301, 302, 303, 307, 308)
 _MAY_PASS = frozenset(
     {
         Reason.RATE_LIMITED,
@@ -37,131 +35,115 @@ _MAY_PASS = frozenset(
         Reason.BODY_INCOMPLETE,
     }
 )
+_HOST_FAILURES = frozenset({Reason.CONNECT_ERROR, Reason.DNS_FAILURE, Reason.TIMEOUT, Reason.TOO_SLOW})
+# RFC 9309, section 2.3.1: no such file, or redirects without end, and everything is allowed.
+_NO_ROBOTS = frozenset({Reason.NOT_FOUND, Reason.CLIENT_ERROR, Reason.TOO_MANY_REDIRECTS})
 
 
 @dataclass(frozen=True)
 class Fetched(Generic[T]):
-    """How a url ended: ``result`` of the handler, or a ``reason``."""
+    """How a url ended: ``result`` of the handler, ``not_modified``, or a ``reason``."""
 
     reason: Reason | None = None
     result: T | None = None
     status: int | None = None
     """Of the last answer."""
     requests: int = 0
-    """HTTP requests sent, retries and redirects included."""
+    """HTTP requests sent for this url, retries and redirects included; those for a robots.txt serve many urls."""
     bytes: int = 0
     """Body bytes received."""
     etag: str | None = None
     last_modified: str | None = None
     retry_after_s: float | None = None
     """What the last answer asked for."""
-
-
-@dataclass
-class _Tally:
-    requests: int = 0
-    bytes: int = 0
+    not_modified: bool = False
+    """A conditional request was answered with 304."""
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """The end of one attempt. A body comes with bytes of the budget, which the receiver gives back."""
+class _Link:
+    """What is asked for, and how."""
 
-    reason: Reason | None = None
-    body: bytes | None = None
-    reserved: int = 0
-    status: int | None = None
-    etag: str | None = None
-    last_modified: str | None = None
-    retry_after_s: float | None = None
-    permanent: bool = field(default=False)
-    """Not worth another attempt, though its reason may pass later."""
-
-
-def user_agent(contact: str) -> str:
-    """Who asks, honestly: name, version and, where configured, whom to write to."""
-    name = f"{AGENT}/{code_version().partition('+')[0]}"
-    return f"{name} (+{contact})" if contact else name
+    url: str
+    rule: BodyRule
+    validators: Validators | None
+    leased: bool
+    obeys_robots: bool
 
 
 class Fetcher(Generic[T]):
-    """Keep-alive connections, slots and budgets of one worker; used within one event loop.
+    """Connections, slots, budgets and what is known of hosts, for one worker; used within one event loop.
 
-    ``handle(body)`` runs in a small thread pool as bodies arrive; the body is let go when it returns.
+    ``await handle(body)`` gets each body as it arrives; its bytes count as in flight until it returns.
+    Bodies over ``max_bytes`` or under ``min_bytes`` are refused.
     """
 
-    def __init__(self, config: FetchConfig, max_bytes: int, handle: Callable[[bytes], T]) -> None:
-        self.config, self._max_bytes, self._handle = config, max_bytes, handle
-        self._networks = parse_networks(config.allow_networks)
-        self._threads = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
-        self._slots = asyncio.Semaphore(config.concurrency_per_worker)
-        self._hosts: dict[str, _HostSlots] = {}
-        self._budget = ByteBudget(config.max_bytes_in_flight)
+    def __init__(
+        self,
+        config: FetchConfig,
+        max_bytes: int,
+        handle: Callable[[bytes], Awaitable[T]],
+        leases: LeaseClient | None = None,
+        min_bytes: int = 0,
+    ) -> None:
+        self.config, self._handle, self._leases = config, handle, leases
+        self._rule = BodyRule(max_bytes, min_bytes)
+        self._budget = Budget(config.max_bytes_in_flight)
+        self._breaker = CircuitBreaker(config.breaker_failures, config.breaker_open_s)
+        self._robots = RobotsCache(AGENT, config.robots_txt_lifetime_s, config.breaker_open_s)
         self._random = random.Random()
 
     async def __aenter__(self) -> Self:
-        trace = aiohttp.TraceConfig()
-        trace.on_request_headers_sent.append(_count_request)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0,  # the slots are the limit: a wait for one is not part of an attempt's time
-                ttl_dns_cache=300,
-                socket_factory=socket_factory(self._networks),
-            ),
-            headers={
-                "User-Agent": user_agent(self.config.contact),
-                "Accept": "image/webp,image/png,image/jpeg,image/*;q=0.8",
-                "Accept-Encoding": "identity",
-            },
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None),  # one deadline of ours around the whole attempt
-            auto_decompress=False,
-            trust_env=False,
-            trace_configs=[trace],
-        )
+        self._requester = Requester(self.config, self._budget)
+        self._slots = DomainSlots(self.config, self._requester.open_session, self._leases)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
-        self._threads.shutdown()
+        await self._slots.close()
+        await self._requester.close()
 
-    async def fetch(self, url: str) -> Fetched[T]:
-        """Fetch a canonical url, with retries where the failure may pass."""
-        tally = _Tally()
-        for attempt in range(self.config.retries + 1):
-            async with self._slot(url):
-                answer = await self._attempt(url, tally)
-            wait_s = self._wait_before_retry(answer, attempt)
-            if wait_s is None:
-                break
-            await asyncio.sleep(wait_s)
-        result = await self._run_handler(answer)
+    async def fetch(self, url: str, *, validators: Validators | None = None, leased: bool = False) -> Fetched[T]:
+        """Fetch a canonical url, with retries where the failure may pass.
+
+        ``leased``: other workers fetch from its registered domain too, so a share of its limits is leased first.
+        """
+        tally = Tally()
+        link = _Link(url, self._rule, validators, leased, self.config.robots_txt)
+        answer = await self._answer(link, tally)
         return Fetched(
             answer.reason,
-            result,
+            await self._run_handler(answer),
             answer.status,
             tally.requests,
             tally.bytes,
             answer.etag,
             answer.last_modified,
             answer.retry_after_s,
+            answer.not_modified,
         )
 
-    @contextlib.asynccontextmanager
-    async def _slot(self, url: str) -> AsyncIterator[None]:
-        """First a slot of the host, then one of the worker: a slow host holds up itself, not the others."""
-        host = urlsplit(url).hostname or ""
-        slots = self._hosts.setdefault(host, _HostSlots(self.config.concurrency_per_host))
-        slots.users += 1
+    async def _run_handler(self, answer: Answer) -> T | None:
+        if answer.body is None:
+            return None
         try:
-            async with slots.semaphore, self._slots:
-                yield
+            return await self._handle(answer.body)
         finally:
-            slots.users -= 1
-            if slots.users == 0:
-                del self._hosts[host]
+            self._budget.release(answer.reserved)
 
-    def _wait_before_retry(self, answer: _Answer, attempt: int) -> float | None:
+    async def _answer(self, link: _Link, tally: Tally) -> Answer:
+        """The answer after retries, between which no slot is held."""
+        attempt = 0
+        answer = await self._attempt(link, tally)
+        while (wait_s := self._wait_before_retry(answer, attempt)) is not None:
+            await asyncio.sleep(wait_s)
+            attempt += 1
+            again = await self._attempt(link, tally)
+            if again.reason is Reason.HOST_UNAVAILABLE:  # not asked again: the last answer says more
+                break
+            answer = again
+        return answer
+
+    def _wait_before_retry(self, answer: Answer, attempt: int) -> float | None:
         """Seconds until the next attempt, None where this answer stands."""
         if answer.reason not in _MAY_PASS or answer.permanent or attempt == self.config.retries:
             return None
@@ -171,145 +153,78 @@ class Fetcher(Generic[T]):
         backoff_s = min(self.config.backoff_s * 2**attempt, self.config.max_backoff_s)
         return max(asked_s, backoff_s * self._random.uniform(0.5, 1.5))
 
-    async def _run_handler(self, answer: _Answer) -> T | None:
-        if answer.body is None:
-            return None
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._handle, answer.body)
-        finally:
-            await self._budget.release(answer.reserved)
-
-    async def _attempt(self, url: str, tally: _Tally) -> _Answer:
-        try:
-            async with asyncio.timeout(self.config.timeout_s) as deadline:
-                return await self._follow(url, tally, deadline)
-        except TimeoutError:
-            return _Answer(Reason.TIMEOUT)
-        except aiohttp.ClientConnectorDNSError as error:
-            return _Answer(Reason.DNS_FAILURE, permanent=_is_unknown_name(error.os_error))
-        except (aiohttp.ClientConnectorCertificateError, ssl.CertificateError):
-            return _Answer(Reason.CONNECT_ERROR, permanent=True)
-        except aiohttp.ClientConnectorError as error:
-            forbidden = isinstance(error.os_error, ForbiddenAddress)
-            return _Answer(Reason.FORBIDDEN_ADDRESS if forbidden else Reason.CONNECT_ERROR)
-        except aiohttp.ClientResponseError:
-            return _Answer(Reason.SERVER_ERROR)  # the answer is not HTTP
-        except ValueError:  # aiohttp.InvalidURL among them: a host that no resolver takes
-            return _Answer(Reason.INVALID_URL)
-        except (aiohttp.ClientError, OSError):
-            return _Answer(Reason.CONNECT_ERROR)
-
-    async def _follow(self, url: str, tally: _Tally, deadline: asyncio.Timeout) -> _Answer:
+    async def _attempt(self, link: _Link, tally: Tally) -> Answer:
+        """Follow redirects within one deadline; each target is checked, and waits for its turn, like the first url."""
+        clock = Clock(self.config.timeout_s)
+        url, home = link.url, _domain(link.url)
+        answer = Answer()
         for _ in range(self.config.max_redirects + 1):
-            request = self._session.get(URL(url, encoded=True), allow_redirects=False, trace_request_ctx=tally)
-            async with request as response:
-                location = response.headers.get("Location")
-                if response.status in _REDIRECTS and location and not self._opted_out(response):
-                    target = canonical_url(urljoin(url, location))
-                    if target is None:  # another scheme, credentials, or no url at all
-                        return _Answer(Reason.FORBIDDEN_ADDRESS, status=response.status)
-                    url = target
-                    continue
-                return await self._read(response, tally, deadline)
-        return _Answer(Reason.TOO_MANY_REDIRECTS, status=response.status)
+            # Who else fetches from the domain that a redirect leads to is not known here.
+            leased = link.leased or _domain(url) != home
+            if link.obeys_robots:
+                refusal = await self._robots.refusal(url, partial(self._get_robots, leased))
+                if refusal is not None:
+                    return Answer(refusal, permanent=True)
+            answer = await self._ask(url, leased, link, clock, tally)
+            if answer.location is None:
+                return answer
+            url = answer.location
+        return replace(answer, reason=Reason.TOO_MANY_REDIRECTS, location=None)
 
-    async def _read(self, response: aiohttp.ClientResponse, tally: _Tally, deadline: asyncio.Timeout) -> _Answer:
-        headers = response.headers
-        answer = _Answer(
-            reason=self._refusal(response),
-            status=response.status,
-            etag=headers.get("ETag"),
-            last_modified=headers.get("Last-Modified"),
-            retry_after_s=parse_retry_after(headers.get("Retry-After"), time.time()),
-        )
-        if answer.reason is not None:
+    async def _ask(self, url: str, leased: bool, link: _Link, clock: Clock, tally: Tally) -> Answer:
+        host = urlsplit(url).netloc
+        async with self._slots.connection(_domain(url), leased) as share:
+            if not self._breaker.allows(host):
+                return Answer(Reason.HOST_UNAVAILABLE)
+            async with self._slots.turn(share):
+                answer = await self._requester.get(share.session, url, link.rule, clock, tally, link.validators)
+            self._learn(host, share, answer)
             return answer
-        reserved = self._max_bytes if response.content_length is None else response.content_length
-        await self._reserve(reserved, deadline)
-        try:
-            body = await self._read_body(response, tally)
-        except BaseException:
-            await self._budget.release(reserved)
-            raise
-        if isinstance(body, Reason):
-            await self._budget.release(reserved)
-            return replace(answer, reason=body)
-        return replace(answer, body=body, reserved=reserved)
 
-    def _refusal(self, response: aiohttp.ClientResponse) -> Reason | None:
-        """What status and headers alone decide."""
-        if response.status < 400 and self._opted_out(response):
-            return Reason.OPTED_OUT
-        if not 200 <= response.status < 300:
-            return reason_of_status(response.status)
-        if response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
-            return Reason.BODY_ENCODED
-        if (response.content_length or 0) > self._max_bytes:
-            return Reason.BODY_TOO_LARGE
-        return None
+    def _learn(self, host: str, share: Share, answer: Answer) -> None:
+        """What an answer says about its host, for all its links."""
+        asked_to_wait = answer.status in (429, 503) and answer.retry_after_s is not None
+        if answer.retry_after_s is not None and asked_to_wait:
+            share.pause(min(answer.retry_after_s, self.config.max_retry_after_s))
+        if asked_to_wait or answer.reason is Reason.RATE_LIMITED or answer.reason in _HOST_FAILURES:
+            self._breaker.failed(host)
+        elif answer.status is not None:
+            self._breaker.answered(host)
 
-    def _opted_out(self, response: aiohttp.ClientResponse) -> bool:
-        values = response.headers.getall("X-Robots-Tag", [])
-        return is_opted_out(values, self.config.opt_out_directives, AGENT)
-
-    async def _reserve(self, amount: int, deadline: asyncio.Timeout) -> None:
-        """Take bytes of the budget; a wait for our own memory does not count against the server."""
-        loop = asyncio.get_running_loop()
-        ends_at = deadline.when()
-        started = loop.time()
-        deadline.reschedule(None)
-        await self._budget.acquire(amount)
-        deadline.reschedule(None if ends_at is None else ends_at + loop.time() - started)
-
-    async def _read_body(self, response: aiohttp.ClientResponse, tally: _Tally) -> bytes | Reason:
-        body = bytearray()
-        try:
-            async for chunk in response.content.iter_any():
-                body += chunk
-                tally.bytes += len(chunk)
-                if len(body) > self._max_bytes:
-                    response.close()
-                    return Reason.BODY_TOO_LARGE
-        except (aiohttp.ClientError, ConnectionError):
-            return Reason.BODY_INCOMPLETE
-        return bytes(body)
+    async def _get_robots(self, leased: bool, url: str) -> RobotsFile:
+        tally = Tally()
+        rule = BodyRule(min(MAX_ROBOTS_BYTES, self.config.max_bytes_in_flight), cut=True, opt_outs=False)
+        answer = await self._answer(_Link(url, rule, None, leased, obeys_robots=False), tally)
+        if answer.body is not None:
+            self._budget.release(answer.reserved)
+            return RobotsFile(answer.body.decode("utf-8", "replace"))
+        if answer.reason in _NO_ROBOTS:
+            return RobotsFile()
+        if answer.reason in _HOST_FAILURES:
+            return RobotsFile(unreadable=answer.reason)
+        if answer.reason in (Reason.FORBIDDEN_ADDRESS, Reason.INVALID_URL) and tally.requests == 0:
+            return RobotsFile(unreadable=answer.reason)  # the host itself, not where a redirect led
+        return RobotsFile(unreadable=Reason.HOST_UNAVAILABLE)
 
 
-@dataclass
-class _HostSlots:
-    limit: int
-    users: int = 0
+def create_fetcher(
+    config: FetchConfig,
+    max_bytes: int,
+    handle: Callable[[bytes], Awaitable[T]],
+    leases: LeaseClient | None = None,
+    min_bytes: int = 0,
+) -> "Fetcher[T] | Img2datasetFetcher[T]":
+    """The fetcher of ``config.engine``.
 
-    def __post_init__(self) -> None:
-        self.semaphore = asyncio.Semaphore(self.limit)
+    Raises:
+        BadInput: the engine is not installed.
+    """
+    if config.engine == "img2dataset":
+        from pipelines.img2dataset_engine import Img2datasetFetcher
 
-
-def reason_of_status(status: int) -> Reason:
-    """The verdict of an HTTP status outside 200-299."""
-    if status in (404, 410):
-        return Reason.NOT_FOUND
-    if status == 429:
-        return Reason.RATE_LIMITED
-    if status == 408:
-        return Reason.TIMEOUT
-    return Reason.SERVER_ERROR if status >= 500 else Reason.CLIENT_ERROR
-
-
-def parse_retry_after(value: str | None, now_s: float) -> float | None:
-    """Seconds that a ``Retry-After`` header (a number or an HTTP date) asks for, None where it says nothing."""
-    if not value:
-        return None
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now_s)
-    except (ValueError, OverflowError):
-        return None
+        return Img2datasetFetcher(config, max_bytes, handle, leases, min_bytes)
+    return Fetcher(config, max_bytes, handle, leases, min_bytes)
 
 
-def _is_unknown_name(error: OSError) -> bool:
-    return error.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
-
-
-async def _count_request(_: aiohttp.ClientSession, context: Any, __: Any) -> None:
-    context.trace_request_ctx.requests += 1
+def _domain(url: str) -> str:
+    return registered_domain(urlsplit(url).hostname or "")

@@ -1,13 +1,11 @@
 """The funnel: how many links came in, and where each of them ended."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Mapping
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from coca.contract import Reason, State
+from coca.contract import Reason
 
 _BAR_WIDTH = 40
 
@@ -23,28 +21,14 @@ class Funnel(BaseModel):
     """reason -> links, in the order of ``contract.Reason``; reasons without a link left out."""
 
 
-def count_verdicts(judged: pa.Table, latest: pa.Table, unselected: Collection[str]) -> Funnel:
-    """The standing verdict of every row of a links table.
-
-    Args:
-        judged: ``judge.JUDGED``, all rows.
-        latest: the latest ledger event of every pair: ``sample_id``, ``state``, ``reason``.
-        unselected: sample ids that are stored but not selected.
-    """
-    repeated = pc.fill_null(pc.equal(judged["reason"], Reason.DUPLICATE_PAIR.value), False)
-    counts = Counter({Reason.DUPLICATE_PAIR.value: pc.sum(repeated).as_py() or 0})
-    ids = judged["sample_id"].filter(pc.invert(repeated))
-    events = latest.take(pc.index_in(ids, value_set=latest["sample_id"].combine_chunks()))
-    assert events["state"].null_count == 0, "a pair without a verdict"
-    is_ok = pc.equal(events["state"], State.OK.value)
-    passed_over = pc.is_in(events["sample_id"], value_set=pa.array(list(unselected), pa.string()))
-    counts[Reason.DUPLICATE_IMAGE.value] = pc.sum(pc.and_(is_ok, passed_over)).as_py() or 0
-    for reason in events["reason"].filter(pc.invert(is_ok)).to_pylist():
-        counts[reason] += 1
-    samples = pc.sum(pc.and_(is_ok, pc.invert(passed_over))).as_py() or 0
-    rejected = {reason.value: counts[reason.value] for reason in Reason if counts[reason.value]}
-    assert samples + sum(rejected.values()) == judged.num_rows, "a link was lost or counted twice"
-    return Funnel(links=judged.num_rows, samples=samples, rejected=rejected)
+def make_funnel(links: int, *counts: Mapping[str, int]) -> Funnel:
+    """Sum up counts of links by reason; "" stands for selected samples."""
+    total: Counter[str] = Counter()
+    for part in counts:
+        total.update(part)
+    rejected = {reason.value: total[reason.value] for reason in Reason if total[reason.value]}
+    assert total[""] + sum(rejected.values()) == links, "a link was lost or counted twice"
+    return Funnel(links=links, samples=total[""], rejected=rejected)
 
 
 def render_funnel(funnel: Funnel) -> str:

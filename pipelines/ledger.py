@@ -1,23 +1,47 @@
 """The crawl ledger: what each reason means for a link, where links stand, and which are due."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from coca.contract import Reason, State
+from coca.contract import LINKS, Reason, State
+from coca.storage import Store
+from pipelines.config import RecheckConfig
+from pipelines.tables import read_data_files
 
 _STATES = {
     Reason.NOT_FOUND: State.DEAD,
     Reason.OPTED_OUT: State.OPTED_OUT,
+    Reason.TDM_RESERVED: State.OPTED_OUT,
+    Reason.ROBOTS_DISALLOWED: State.OPTED_OUT,
     Reason.FORBIDDEN_ADDRESS: State.BLOCKED,
+    Reason.BLOCKED_URL: State.BLOCKED,
+    Reason.BLOCKED_IMAGE: State.BLOCKED,
     Reason.DNS_FAILURE: State.TRANSIENT,
     Reason.CONNECT_ERROR: State.TRANSIENT,
     Reason.TIMEOUT: State.TRANSIENT,
+    Reason.TOO_SLOW: State.TRANSIENT,
+    Reason.HOST_UNAVAILABLE: State.TRANSIENT,
     Reason.SERVER_ERROR: State.TRANSIENT,
     Reason.RATE_LIMITED: State.TRANSIENT,
     Reason.BODY_INCOMPLETE: State.TRANSIENT,
 }
+_FAILURES = [State.TRANSIENT.value, State.DEAD.value]
+
+# What a join reads of an event.
+EVENTS = pa.schema(
+    [
+        LINKS.field(name)
+        for name in (
+            *("sample_id", "url", "caption", "state", "reason", "etag", "last_modified"),
+            *("source_sha256", "event_at", "next_check_at", "stored"),
+        )
+    ]
+)
 
 
 def state_of(reason: Reason | None) -> State:
@@ -26,36 +50,66 @@ def state_of(reason: Reason | None) -> State:
 
 
 def next_check(
-    state: State, event_at: datetime, recheck_after_s: float, retry_after_s: float | None
+    state: State, event_at: datetime, failures: int, recheck: RecheckConfig, retry_after_s: float | None
 ) -> datetime | None:
-    """When a link is due again: only where its failure may pass, and not before the server asked."""
-    if state is not State.TRANSIENT:
+    """When a link is due again: only where its failure may pass, ever later, and not before the server asked.
+
+    Args:
+        failures: such events before this one.
+    """
+    first_s = {State.TRANSIENT: recheck.transient_after_s, State.DEAD: recheck.dead_after_s}.get(state)
+    if first_s is None:
         return None
-    return event_at + timedelta(seconds=max(recheck_after_s, retry_after_s or 0.0))
+    wait_s = min(first_s * 2.0 ** min(failures, 30), max(first_s, recheck.max_after_s))
+    return event_at + timedelta(seconds=max(wait_s, retry_after_s or 0.0))
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The links table of one version of a dataset, read by buckets. Travels to Ray workers."""
+
+    store: Store
+    paths: dict[str, list[str]]
+    """bucket -> its files."""
+
+    @classmethod
+    def of_files(cls, store: Store, files: Iterable[str]) -> "Ledger":
+        """Of the files of the links table."""
+        paths: dict[str, list[str]] = {}
+        for path in sorted(files):
+            paths.setdefault(path.split("/")[0].removeprefix("bucket="), []).append(path)
+        return cls(store, paths)
+
+    def read(self, buckets: Iterable[str]) -> pa.Table:
+        """``EVENTS`` of some buckets."""
+        paths = [path for bucket in buckets for path in self.paths.get(bucket, [])]
+        return read_data_files(self.store, "links", paths, EVENTS.names)
 
 
 def latest_events(events: pa.Table) -> pa.Table:
-    """Of each ``sample_id`` the event with the latest ``event_at``; the rows come sorted by ``sample_id``."""
-    ordered = events.sort_by([("sample_id", "ascending"), ("event_at", "ascending")])
-    if ordered.num_rows == 0:
-        return ordered
-    ids = ordered["sample_id"].combine_chunks()
-    is_last = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_pylist()
-    return ordered.filter(pa.array([*is_last, True]))
+    """Of each ``sample_id`` the event with the latest ``event_at``, sorted by ``sample_id``.
 
-
-def standing_mask(
-    sample_ids: pa.ChunkedArray, latest: pa.Table, now: datetime, *, blocked_stand: bool = True
-) -> pa.ChunkedArray:
-    """Which pairs have a verdict that stands: a final one, or one whose next check lies ahead.
-
-    ``blocked_stand=False`` where more addresses are allowed than before: pairs blocked for theirs are due.
+    Adds ``failures``: how many events of the pair are failures that may pass. ``stored`` is filled in where an event
+    of contract 1 does not tell.
     """
-    waits = pc.or_kleene(
-        pc.not_equal(latest["state"], State.TRANSIENT.value),
-        pc.greater(latest["next_check_at"], pa.scalar(now, latest.schema.field("next_check_at").type)),
-    )
-    if not blocked_stand:
-        waits = pc.and_(waits, pc.not_equal(latest["state"], State.BLOCKED.value))
-    standing = latest["sample_id"].filter(waits)
-    return pc.is_in(sample_ids, value_set=standing.combine_chunks())
+    ordered = events.sort_by([("sample_id", "ascending"), ("event_at", "ascending")])
+    stored = pc.coalesce(ordered["stored"], pc.equal(ordered["state"], State.OK.value))
+    ordered = ordered.set_column(ordered.schema.get_field_index("stored"), "stored", stored)
+    failed = pc.is_in(ordered["state"], value_set=pa.array(_FAILURES)).to_numpy().astype(np.int32)
+    if ordered.num_rows == 0:
+        return ordered.append_column("failures", pa.array([], pa.int32()))
+    ids = ordered["sample_id"].combine_chunks()
+    is_last = np.append(pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_numpy(zero_copy_only=False), True)
+    ends = np.flatnonzero(is_last)
+    totals = np.cumsum(failed)[ends]
+    failures = np.diff(totals, prepend=0).astype(np.int32)
+    return ordered.take(pa.array(ends)).append_column("failures", pa.array(failures))
+
+
+def due_mask(latest: pa.Table, now: datetime, reopened: frozenset[Reason] = frozenset()) -> pa.ChunkedArray:
+    """Which of the latest events no longer stand: their next check has come, or their reason is ``reopened``."""
+    checks = latest["next_check_at"]
+    due = pc.fill_null(pc.less_equal(checks, pa.scalar(now, checks.type)), False)
+    reasons = pa.array([reason.value for reason in reopened], pa.string())
+    again = pc.fill_null(pc.is_in(latest["reason"], value_set=reasons), False)
+    return pc.or_(due, pc.and_(again, pc.invert(latest["stored"])))

@@ -1,143 +1,145 @@
-"""Reading a table of links: Parquet or CSV, one file, a folder or a pattern, on disk or S3."""
+"""Reading a table of links: pieces that workers read on their own, each as a stream of (url, caption, extra)."""
 
-import difflib
-import fnmatch
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from coca.errors import BadInput
-from coca.storage import Store, open_file
-from pipelines.links_config import LinksConfig
+from pipelines.column_presets import PRESETS, Columns, resolve_columns
+from pipelines.link_files import LinkFile, find_files, is_web, kind_of, open_table
+from pipelines.link_formats import read_csv, read_json_lines, read_parquet
+from pipelines.links_config import LinksConfig, PresetName
 
-_SUFFIXES = (".parquet", ".pq", ".csv")
+LINKS_TABLE = pa.schema([("url", pa.string()), ("caption", pa.string()), ("extra", pa.string())])
+PIECE_ROWS = 1_000_000
+_LISTING_THREADS = 8
 
 
-def read_links(config: LinksConfig) -> pa.Table:
-    """The pairs as they stand in the files, files in the order of their names.
+@dataclass(frozen=True)
+class LinksPiece:
+    """What one worker reads: a stretch of row groups of a Parquet file, or a whole file of text or from the web."""
 
-    Returns:
-        Columns ``url`` and ``caption``, both string, null where the file holds null or NaN.
+    uri: str
+    row_groups: tuple[int, ...] | None
+    rows: int | None
+    """Known of Parquet only."""
+    fingerprint: str
+    """Size and time of the file, or what its server says instead: changes when the content does."""
+
+
+def list_pieces(config: LinksConfig) -> list[LinksPiece]:
+    """The pieces of a table, files in the order of their names. Reads footers and first lines, never a whole file.
 
     Raises:
-        BadInput: nothing to read there, an unknown column, a file that does not parse, or no row at all.
+        BadInput: no table there, an unknown column, a file that cannot be read, or no row at all. What is fetched by
+            https is only asked whether it is there.
     """
     if not config.uri:
         raise BadInput("no links table is given", "Name one with --links URI")
-    store, names = _find_files(config.uri)
-    tables = [_read_file(store, name, config) for name in names]
-    table = pa.concat_tables(tables)
-    if table.num_rows == 0:
-        raise BadInput(f"the links table {config.uri} has no rows", "Give one with at least one pair")
-    return table
+    pieces, empty = _list_pieces(config.uri, resolve_columns(config), config)
+    if empty:
+        raise _no_rows(config.uri)
+    return pieces
 
 
-def _find_files(uri: str) -> tuple[Store, list[str]]:
-    plain, wild = _split_pattern(uri)
-    if wild:
-        store = Store(plain)
-        names = [name for name in _list_files(store) if _matches(name, wild)]
-        missing = f"no file matches {uri}"
-    else:
-        store, name = open_file(uri)
-        kind = store.filesystem.get_file_info(store.path(name)).type
-        if kind == pafs.FileType.File:
-            _check_suffix(uri, name)
-            return store, [name]
-        store = Store(uri)
-        names = [name for name in _list_files(store) if name.endswith(_SUFFIXES)]
-        missing = f"the links table {uri} does not exist"
-        if kind == pafs.FileType.Directory:
-            missing = f"the folder {uri} holds no {', '.join(_SUFFIXES)} file"
-    if not names:
-        raise BadInput(missing, "Give a Parquet or CSV file, a folder of them, or a pattern")
-    for name in names:
-        _check_suffix(uri, name)
-    return store, names
+def read_piece(piece: LinksPiece, config: LinksConfig) -> Iterator[pa.Table]:
+    """The rows of a piece in their order as ``LINKS_TABLE``, at most 8,192 at a time; memory does not grow with them.
+
+    Null where a file holds null or NaN. ``extra`` is a JSON object with sorted keys, null where no column is carried.
+
+    Raises:
+        BadInput: the file cannot be read, or breaks its format (names the line).
+    """
+    for table in _read_piece(piece, resolve_columns(config), config):
+        if table.num_columns == 2:
+            table = table.append_column("extra", pa.nulls(table.num_rows, pa.string()))
+        yield table.rename_columns(LINKS_TABLE.names)
 
 
-def _split_pattern(uri: str) -> tuple[str, str]:
-    """The part of a uri before its first segment with a wildcard, and the rest."""
-    segments = uri.split("/")
-    for place, segment in enumerate(segments):
-        if any(sign in segment for sign in "*?["):
-            folder = "/".join(segments[:place])
-            return folder or ("/" if uri.startswith("/") else "."), "/".join(segments[place:])
-    return uri, ""
+def read_links(config: LinksConfig) -> pa.Table:
+    """All pairs of a table as ``LINKS_TABLE``, for tables that fit into memory.
+
+    Raises:
+        BadInput: as ``list_pieces`` and ``read_piece``, or no row at all.
+    """
+    tables = [table for piece in list_pieces(config) for table in read_piece(piece, config)]
+    if not tables:
+        raise _no_rows(config.uri)
+    return pa.concat_tables(tables)
 
 
-def _matches(name: str, pattern: str) -> bool:
-    """Segment by segment: ``*`` does not cross a slash."""
-    names, patterns = name.split("/"), pattern.split("/")
-    return len(names) == len(patterns) and all(map(fnmatch.fnmatchcase, names, patterns))
+def read_texts(uri: str, column: str, preset: PresetName = "") -> Iterator[pa.Array]:
+    """One column of a table, at most 8,192 texts at a time.
+
+    Raises:
+        BadInput: as ``list_pieces`` and ``read_piece``.
+    """
+    columns = Columns((column,), header=PRESETS[preset].header, way_out="name yours with --column")
+    config = LinksConfig(uri=uri)
+    for piece in _list_pieces(uri, columns, config)[0]:
+        for table in _read_piece(piece, columns, config):
+            yield table.column(0).combine_chunks()
 
 
-def _list_files(store: Store) -> list[str]:
-    """Files below a store, sorted, as paths relative to it; hidden ones left out."""
-    selector = pafs.FileSelector(store.path(), recursive=True, allow_not_found=True)
-    found = (info for info in store.filesystem.get_file_info(selector) if info.type == pafs.FileType.File)
-    relative = (info.path[len(store.root.rstrip("/")) + 1 :] for info in found)
-    return sorted(name for name in relative if not any(part.startswith((".", "_")) for part in name.split("/")))
+def _list_pieces(uri: str, columns: Columns, config: LinksConfig) -> tuple[list[LinksPiece], bool]:
+    """The pieces, and whether it is known that they hold no row."""
+    with ThreadPoolExecutor(_LISTING_THREADS) as threads:
+        listed = list(threads.map(lambda file: _pieces_of(file, columns, config), find_files(uri)))
+    return [piece for pieces, _ in listed for piece in pieces], all(empty for _, empty in listed)
 
 
-def _check_suffix(uri: str, name: str) -> None:
-    if not name.endswith(_SUFFIXES):
-        raise BadInput(f"{uri}: {name} is neither Parquet nor CSV by its name", f"Name it {' or '.join(_SUFFIXES)}")
+def _pieces_of(file: LinkFile, columns: Columns, config: LinksConfig) -> tuple[list[LinksPiece], bool]:
+    whole = LinksPiece(file.uri, None, None, file.fingerprint)
+    if is_web(file.uri):
+        return [whole], False
+    if kind_of(file.uri) != "parquet":
+        return [whole], next(_read_piece(whole, columns, config), None) is None
+    with _readable(file.uri), open_table(file.uri, config.max_download_bytes) as source:
+        footer = pq.ParquetFile(source)
+        columns.extra_of(footer.schema_arrow.names, file.uri)
+        rows = [footer.metadata.row_group(index).num_rows for index in range(footer.num_row_groups)]
+    stretches = _stretches(rows)
+    return [LinksPiece(file.uri, groups, n, file.fingerprint) for groups, n in stretches], not sum(rows)
 
 
-def _read_file(store: Store, name: str, config: LinksConfig) -> pa.Table:
-    wanted = {"url": config.url_column, "caption": config.caption_column}
-    read = _read_csv if name.endswith(".csv") else _read_parquet
-    path = f"{store.uri}/{name}"
+def _stretches(rows: list[int]) -> list[tuple[tuple[int, ...], int]]:
+    """Neighbouring row groups together as long as they have at most ``PIECE_ROWS`` rows; empty ones left out."""
+    stretches: list[tuple[tuple[int, ...], int]] = []
+    for index, count in enumerate(rows):
+        if not count:
+            continue
+        if stretches and stretches[-1][1] + count <= PIECE_ROWS:
+            groups, before = stretches[-1]
+            stretches[-1] = ((*groups, index), before + count)
+        else:
+            stretches.append(((index,), count))
+    return stretches
+
+
+def _read_piece(piece: LinksPiece, columns: Columns, config: LinksConfig) -> Iterator[pa.Table]:
+    shown = LinkFile(piece.uri, "").shown
+    with _readable(shown), open_table(piece.uri, config.max_download_bytes) as source:
+        kind = kind_of(piece.uri)
+        if kind == "parquet":
+            yield from read_parquet(source, columns, shown, piece.row_groups)
+        elif kind == "jsonl":
+            yield from read_json_lines(source, columns, shown)
+        else:
+            yield from read_csv(source, columns, shown, tabs=kind == "tsv")
+
+
+@contextmanager
+def _readable(shown: str) -> Iterator[None]:
     try:
-        with store.filesystem.open_input_file(store.path(name)) as source:
-            table = read(source, lambda known: _check_columns(wanted.values(), known, path), list(wanted.values()))
-        return pa.table({key: _as_text(table[column], column, path) for key, column in wanted.items()})
-    except pa.ArrowInvalid as error:
-        problem = str(error).splitlines()[0]
-        raise BadInput(f"{path} cannot be read: {problem}", "Check that the file is whole and in UTF-8") from None
+        yield
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError) as error:
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(f"{shown} cannot be read: {problem}", "Check that the file is whole and in UTF-8") from None
 
 
-def _read_parquet(source: Any, check: Callable[[list[str]], None], columns: list[str]) -> pa.Table:
-    file = pq.ParquetFile(source)
-    check(file.schema_arrow.names)
-    return file.read(columns=columns)
-
-
-def _read_csv(source: Any, check: Callable[[list[str]], None], columns: list[str]) -> pa.Table:
-    # A first, streamed look: naming a column that is not there would fail with less to say.
-    if source.size() == 0:
-        check([])
-    check(pacsv.open_csv(source, parse_options=_CSV).schema.names)
-    source.seek(0)
-    convert = pacsv.ConvertOptions(include_columns=columns, column_types=dict.fromkeys(columns, pa.string()))
-    return pacsv.read_csv(source, parse_options=_CSV, convert_options=convert)
-
-
-_CSV = pacsv.ParseOptions(newlines_in_values=True)
-
-
-def _check_columns(wanted: Any, known: list[str], path: str) -> None:
-    for column in wanted:
-        if column not in known:
-            folded = {name.lower(): name for name in known}
-            near = difflib.get_close_matches(column.lower(), folded, n=1, cutoff=0.0)
-            hint = f"Did you mean {folded[near[0]]!r}? " if near else ""
-            raise BadInput(
-                f"{path} has no column {column!r}",
-                f"{hint}It has {', '.join(known) or 'none'}; name yours with --url-column and --caption-column",
-            )
-
-
-def _as_text(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:
-    kind = column.type
-    if pa.types.is_floating(kind):  # pandas writes a column of missing texts as NaN
-        column = pc.if_else(pc.is_nan(column), None, column)
-    elif pa.types.is_nested(kind):
-        raise BadInput(f"{path}: column {name!r} holds {kind}, not text", "Name a column of texts")
-    return column.cast(pa.string())
+def _no_rows(uri: str) -> BadInput:
+    return BadInput(f"the links table {uri} has no rows", "Give one with at least one pair")

@@ -1,4 +1,4 @@
-"""The opt-out a server states in ``X-Robots-Tag`` headers."""
+"""The opt-outs a server states in the headers of an answer: ``X-Robots-Tag`` and ``tdm-reservation``."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -15,6 +15,14 @@ def is_opted_out(headers: Iterable[str], directives: Collection[str], agent: str
     """
     wanted = {directive.lower() for directive in directives}
     return any(_speaks_to_us(value, wanted, agent.lower()) for value in headers)
+
+
+def is_tdm_reserved(headers: Iterable[str]) -> bool:
+    """Whether a ``tdm-reservation`` header reserves the rights to text and data mining: its value is 1.
+
+    https://www.w3.org/community/reports/tdmrep/CG-FINAL-tdmrep-20240510/, section 6.
+    """
+    return any(value.strip() == "1" for value in headers)
 
 
 def _speaks_to_us(value: str, wanted: set[str], agent: str) -> bool:

@@ -1,247 +1,200 @@
-"""The Ray Data job of one batch: fetch and prepare each part in an actor, write it in a task, return keys only."""
+"""The Ray Data job of a refresh: actors fetch, prepare and write parts; only keys and counts travel."""
 
 import asyncio
 import contextlib
-import io
 import json
-import logging
+import threading
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Generator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from coca.contract import SAMPLES
-from coca.errors import BadInput, RunFailed
+from coca.errors import BadInput
 from coca.tokenizer import Tokenizer
+from coca.withdrawn import Withdrawn
+from pipelines.admission import Admission
 from pipelines.config import RefreshConfig
-from pipelines.fetch import Fetched, Fetcher
-from pipelines.ledger import next_check, state_of
-from pipelines.prepare import Prepared, StoredImage, prepare
+from pipelines.fetch import Fetched, Fetcher, Validators
+from pipelines.import_shards import Shard, import_reason, read_shard, restore_source
+from pipelines.metrics import FetchMetrics
+from pipelines.outcomes import OUTCOMES
+from pipelines.part_files import Taken, write_part
+from pipelines.plan import read_part
+from pipelines.prepare import Prepared
+from pipelines.rate_leases import LeaseClient, start_rate_leases
+from pipelines.ray_data import quiet_ray_data
 from pipelines.staging import Staging
 
-# A part travels as one Arrow block, whose binary column ends at 2 GiB.
-MAX_PART_BYTES = 1 << 30
-
-_TIME = pa.timestamp("us", tz="UTC")
-
-# One row per pair: its verdict. What a part leaves in staging, without bytes.
-OUTCOMES = pa.schema(
-    [
-        pa.field("sample_id", pa.string(), nullable=False),
-        pa.field("url", pa.string(), nullable=False),
-        pa.field("caption", pa.string(), nullable=False),
-        pa.field("reason", pa.string()),
-        pa.field("status", pa.int32()),
-        pa.field("attempts", pa.int32(), nullable=False),
-        pa.field("etag", pa.string()),
-        pa.field("last_modified", pa.string()),
-        pa.field("source_sha256", pa.string()),
-        pa.field("event_at", _TIME, nullable=False),
-        pa.field("next_check_at", _TIME),
-        # What the url cost, on its first pair only: sums over pairs count each url once.
-        pa.field("requests", pa.int32(), nullable=False),
-        pa.field("bytes", pa.int64(), nullable=False),
-        pa.field("tokens", pa.list_(pa.int32())),
-    ]
-)
-
-_IMAGE_FIELDS = [SAMPLES.field(field.name).with_nullable(True) for field in fields(StoredImage)]
-_FETCHED = pa.schema([*(f for f in OUTCOMES if f.name != "tokens"), pa.field("part", pa.int32()), *_IMAGE_FIELDS])
+# While one part waits for its last slow hosts, the worker fetches the next.
+PARTS_AT_ONCE = 3
 
 
 @dataclass(frozen=True)
 class PartDone:
     """What a written part reports to the driver."""
 
+    batch: int
     part: int
-    links: int
+    urls: int
     requests: int
     bytes: int
     verdicts: Counter[str]
     """Pairs by reason; the key of admitted ones is empty."""
 
 
+@dataclass(frozen=True)
+class FetchJob:
+    """What every fetching actor gets."""
+
+    config: RefreshConfig
+    staging: Staging
+    tokenizer: Tokenizer
+    withdrawn: Withdrawn
+    leases: LeaseClient | None = None
+    shards: tuple[Shard, ...] = ()
+    """Of an import: where the bytes lie. No host is asked then."""
+
+
 class FetchPart:
-    """The actor: fetches the urls of a part with one keep-alive session, and prepares bodies as they arrive."""
+    """The actor: one event loop with keep-alive connections, in which several parts may be under way."""
 
-    def __init__(self, config: RefreshConfig) -> None:
-        self._config = config
+    def __init__(self, job: FetchJob) -> None:
+        self._job = job
+        self._metrics = FetchMetrics()
         self._loop = asyncio.new_event_loop()
-        self._fetcher: Fetcher[Prepared] = Fetcher(
-            config.fetch, config.image.limits.max_bytes, lambda body: prepare(body, config.image)
-        )
-        self._loop.run_until_complete(self._fetcher.__aenter__())
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fetch", daemon=True)
+        self._thread.start()
+        self._resources = contextlib.AsyncExitStack()
+        self._run(self._open())
 
-    def __call__(self, part: pa.Table) -> pa.Table:
-        """A part of the plan to ``_FETCHED``: one row per pair."""
-        return self._loop.run_until_complete(self._fetch_part(part))
+    def __call__(self, keys: dict[str, Any]) -> dict[str, Any]:
+        """One part, fetched and written: ``{"batch", "part"}`` to the fields of ``PartDone``."""
+        return self._run(self._do_part(int(keys["batch"]), int(keys["part"])))
+
+    def close(self) -> None:
+        if self._loop.is_running():
+            self._run(self._resources.aclose())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
 
     def __del__(self) -> None:
         # Ray Data drops its reference when the stage ends.
-        if not self._loop.is_closed():
-            self._loop.run_until_complete(self._fetcher.__aexit__())
-            self._loop.close()
+        self.close()
 
-    async def _fetch_part(self, part: pa.Table) -> pa.Table:
+    def _run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _open(self) -> None:
+        config = self._job.config
+        self._admission = await self._resources.enter_async_context(Admission(config, self._job.withdrawn))
+        limits = config.image.limits
+        self._fetcher: Fetcher[Prepared] = Fetcher(
+            config.fetch, limits.max_bytes, self._admission.prepare, self._job.leases, min_bytes=limits.min_bytes
+        )
+        await self._resources.enter_async_context(self._fetcher)
+
+    async def _do_part(self, batch: int, part: int) -> dict[str, Any]:
+        staging = self._job.staging
+        if part in await asyncio.to_thread(staging.parts_done, batch):  # a retry of Ray's own
+            outcomes = await asyncio.to_thread(staging.read_table, staging.outcome_path(batch, part), OUTCOMES)
+        else:
+            plan = await asyncio.to_thread(read_part, staging, batch, part)
+            taken = await (self._import_part(plan) if self._job.shards else self._fetch_part(plan))
+            outcomes = await asyncio.to_thread(
+                write_part, staging, batch, part, taken, self._job.config, self._job.tokenizer
+            )
+        return vars(_report(batch, part, outcomes)) | {"verdicts": json.dumps(_verdicts(outcomes))}
+
+    async def _fetch_part(self, plan: pa.Table) -> Taken:
         pairs_of: dict[str, list[dict[str, Any]]] = {}
-        for pair in part.to_pylist():
+        for pair in plan.to_pylist():
             pairs_of.setdefault(pair["url"], []).append(pair)
-        held = _HeldBytes(MAX_PART_BYTES)
+        taken = Taken(self._job.config.recheck)
+
+        async def fetch_url(url: str, pairs: list[dict[str, Any]]) -> None:
+            fetched = await self._fetcher.fetch(url, validators=_validators(pairs), leased=pairs[0]["leased"])
+            reason = taken.add(pairs, fetched, datetime.now(UTC))
+            self._metrics.count(reason, fetched.requests, fetched.bytes)
+
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._fetch_url(url, pairs, held)) for url, pairs in pairs_of.items()]
+                for url, pairs in pairs_of.items():
+                    group.create_task(fetch_url(url, pairs))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None  # the first ended the others
-        rows = [row for task in tasks for row in task.result()]
-        return pa.Table.from_pylist(rows, schema=_FETCHED)
+        return taken
 
-    async def _fetch_url(self, url: str, pairs: list[dict[str, Any]], held: "_HeldBytes") -> list[dict[str, Any]]:
-        fetched = await self._fetcher.fetch(url)
-        event_at = datetime.now(UTC)
-        verdict = _verdict_columns(fetched, event_at, self._config.fetch.recheck_after_s)
-        stored = fetched.result.stored if fetched.result else None
-        if stored is not None:
-            held.add(len(stored.image) * len(pairs))
-        image = vars(stored) if stored else {}
-        costs = [(fetched.requests, fetched.bytes)] + [(0, 0)] * (len(pairs) - 1)
-        return [
-            {
-                **{name: pair[name] for name in ("sample_id", "url", "caption", "part")},
-                **verdict,
-                **image,
-                "requests": requests,
-                "bytes": size,
-            }
-            for pair, (requests, size) in zip(pairs, costs, strict=True)
-        ]
+    async def _import_part(self, plan: pa.Table) -> Taken:
+        """A part's pairs lie in one shard, in its order."""
+        taken = Taken(self._job.config.recheck)
+        pairs = {pair["place"]: pair for pair in plan.to_pylist()}
+        rows = enumerate(read_shard(self._job.shards[plan["piece"][0].as_py()]))
+        while (found := await asyncio.to_thread(next, rows, None)) is not None and pairs:
+            place, row = found
+            pair = pairs.pop(place, None)
+            if pair is None:
+                continue
+            reason, prepared = import_reason(row), None
+            if reason is None:
+                assert row.body is not None
+                prepared = restore_source(row, await self._admission.prepare(row.body))
+            taken.add([pair], Fetched(reason=reason, result=prepared), row.imported_at)
+        return taken
 
 
-class _HeldBytes:
-    """Stops a part whose images would not fit one block."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._held = limit, 0
-
-    def add(self, amount: int) -> None:
-        self._held += amount
-        if self._held > self._limit:
-            raise RunFailed(
-                f"one part holds more than {self._limit >> 20:,} MiB of images: "
-                "set publish.links_per_part lower, or store smaller images (image.resize, image.size)"
-            )
+def _validators(pairs: list[dict[str, Any]]) -> Validators | None:
+    """Of a url all of whose pairs are stored: its bytes are wanted only if they changed."""
+    if not all(pair["stored"] for pair in pairs):
+        return None
+    return Validators(etag=pairs[0]["etag"], last_modified=pairs[0]["last_modified"])
 
 
-def _verdict_columns(fetched: Fetched[Prepared], event_at: datetime, recheck_after_s: float) -> dict[str, Any]:
-    reason = fetched.reason or (fetched.result.reason if fetched.result else None)
-    return {
-        "reason": reason.value if reason else None,
-        "status": fetched.status,
-        "attempts": fetched.requests,
-        "etag": fetched.etag,
-        "last_modified": fetched.last_modified,
-        "source_sha256": fetched.result.source_sha256 if fetched.result else None,
-        "event_at": event_at,
-        "next_check_at": next_check(state_of(reason), event_at, recheck_after_s, fetched.retry_after_s),
-    }
+def _report(batch: int, part: int, outcomes: pa.Table) -> PartDone:
+    requests, size = (sum(outcomes[name].to_pylist()) for name in ("requests", "bytes"))
+    urls = len(set(outcomes["url"].to_pylist()))
+    return PartDone(batch, part, urls, requests, size, _verdicts(outcomes))
 
 
-def write_part(part: pa.Table, *, staging: Staging, tokenizer: Tokenizer, rows_per_row_group: int) -> pa.Table:
-    """The task: writes the samples file of a part, then its outcomes to staging (last: they mark the part done).
-
-    Returns:
-        One row of keys and counts.
-    """
-    number = part["part"][0].as_py()
-    admitted = part.filter(pc.is_null(part["reason"])).sort_by("sample_id")
-    if admitted.num_rows:
-        samples = admitted.rename_columns(["fetched_at" if n == "event_at" else n for n in admitted.column_names])
-        data = encode_samples(samples.select(SAMPLES.names).cast(SAMPLES), rows_per_row_group)
-        staging.dataset.write(staging.samples_path(number), data)
-    tokens = dict(
-        zip(admitted["sample_id"].to_pylist(), tokenizer.encode(admitted["caption"].to_pylist()), strict=True)
-    )
-    by_row = pa.array([tokens.get(key) for key in part["sample_id"].to_pylist()], pa.list_(pa.int32()))
-    outcomes = part.append_column("tokens", by_row).select(OUTCOMES.names).cast(OUTCOMES).sort_by("sample_id")
-    staging.write_table(staging.outcome_path(number), outcomes)
-    return _report(number, outcomes)
+def _verdicts(outcomes: pa.Table) -> Counter[str]:
+    return Counter(reason or "" for reason in outcomes["reason"].to_pylist())
 
 
-def encode_samples(samples: pa.Table, rows_per_row_group: int) -> bytes:
-    """A samples file: image bytes as they are (they do not compress), everything else zstd."""
-    others = [name for name in samples.column_names if name != "image"]
-    buffer = io.BytesIO()
-    pq.write_table(
-        samples,
-        buffer,
-        row_group_size=rows_per_row_group,
-        compression={**dict.fromkeys(others, "zstd"), "image": "none"},
-        use_dictionary=others,
-        write_statistics=others,
-    )
-    return buffer.getvalue()
-
-
-def _report(number: int, outcomes: pa.Table) -> pa.Table:
-    verdicts = Counter(reason or "" for reason in outcomes["reason"].to_pylist())
-    return pa.table(
-        {
-            "part": pa.array([number], pa.int32()),
-            "links": pa.array([outcomes.num_rows], pa.int64()),
-            "requests": pa.array([pc.sum(outcomes["requests"]).as_py()], pa.int64()),
-            "bytes": pa.array([pc.sum(outcomes["bytes"]).as_py()], pa.int64()),
-            "verdicts": [json.dumps(verdicts)],
-        }
-    )
-
-
-def run_parts(
-    parts: list[pa.Table], config: RefreshConfig, staging: Staging, tokenizer: Tokenizer
-) -> Iterator[PartDone]:
-    """Fetch and write parts (tables of ``plan.PLAN``, one part each); reports come as parts are done, in any order.
+def run_parts(parts: list[tuple[int, int]], job: FetchJob) -> Generator[PartDone]:
+    """Fetch and write parts, given as (batch, part); reports come as parts are done, in any order.
 
     Ray has been initialised by the caller. No actor outlives the iteration.
     """
-    write: Any = write_part  # Ray's type for functions leaves no room for keyword arguments
-    workers, cpus_each = _plan_workers(config.fetch.workers, len(parts))
-    # One table is one block is one part, whatever its size after the images are in it.
-    with _one_block_per_part():
-        dataset = (
-            ray.data.from_arrow(parts)
-            .map_batches(
-                FetchPart,
-                fn_constructor_kwargs={"config": config},
-                batch_size=None,
-                batch_format="pyarrow",
-                zero_copy_batch=True,
-                compute=ray.data.ActorPoolStrategy(size=workers),
-                num_cpus=cpus_each,
-            )
-            .map_batches(
-                write,
-                fn_kwargs={
-                    "staging": staging,
-                    "tokenizer": tokenizer,
-                    "rows_per_row_group": config.publish.row_group_rows,
-                },
-                batch_size=None,
-                batch_format="pyarrow",
-                zero_copy_batch=True,
-            )
+    workers, cpus_each = _plan_workers(job.config.fetch.workers, len(parts))
+    keys = [{"batch": batch, "part": part} for batch, part in parts]
+    fetch = job.config.fetch
+    leases = start_rate_leases(
+        fetch.connections_per_domain, fetch.requests_per_second_per_domain, fetch.lease_s, fetch.timeout_s
+    )
+    fetch_part: Any = FetchPart  # Ray's types know classes with __call__ for batches only
+    with quiet_ray_data():
+        job = replace(job, leases=leases)
+        dataset = ray.data.from_items(keys, override_num_blocks=len(keys)).map(
+            fetch_part,
+            fn_constructor_kwargs={"job": job},
+            compute=ray.data.ActorPoolStrategy(
+                size=workers,
+                max_tasks_in_flight_per_actor=PARTS_AT_ONCE,
+                max_concurrent_calls_per_actor=PARTS_AT_ONCE,
+            ),
+            num_cpus=cpus_each,
         )
         for report in dataset.iter_rows():
-            verdicts = Counter(json.loads(report.pop("verdicts")))
-            yield PartDone(**report, verdicts=verdicts)
+            yield PartDone(**{**report, "verdicts": Counter(json.loads(report["verdicts"]))})
 
 
 def _plan_workers(wanted: int | None, parts: int) -> tuple[int, float]:
-    """How many fetching actors, and CPUs for each, so that one whole CPU at least stays free for writing."""
+    """How many fetching actors, and CPUs for each, so that half a CPU at least stays free for reading the keys."""
     cpus = ray.cluster_resources().get("CPU", 0.0)
     workers = min(wanted or max(1, int(cpus // 2)), parts)
     free_cpus = cpus - 1
@@ -251,22 +204,3 @@ def _plan_workers(wanted: int | None, parts: int) -> tuple[int, float]:
             f"Set fetch.workers to {int(free_cpus / 0.5)} or fewer" if free_cpus >= 0.5 else "Give Ray 2 CPUs or more",
         )
     return workers, 1.0 if free_cpus >= workers else 0.5
-
-
-@contextlib.contextmanager
-def _one_block_per_part() -> Iterator[None]:
-    """Ray Data without its splitting of large blocks, and without bars of its own beside ours."""
-    context = ray.data.DataContext.get_current()
-    before = context.target_max_block_size, context.enable_progress_bars
-    context.target_max_block_size, context.enable_progress_bars = None, False
-    # Neither the announcement of each execution nor the advice to turn its bars on.
-    loggers = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}
-    levels = {name: logging.getLogger(name).level for name in loggers}
-    for name, level in loggers.items():
-        logging.getLogger(name).setLevel(level)
-    try:
-        yield
-    finally:
-        context.target_max_block_size, context.enable_progress_bars = before
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from coca.contract import Reason
 from coca.images import (
     Decoded,
+    ImageHeader,
     ImageProblem,
     StoredFormat,
     decode,
@@ -50,8 +51,9 @@ def prepare(body: bytes, config: ImageConfig) -> Prepared:
 
 
 def _store(body: bytes, config: ImageConfig) -> StoredImage:
-    decoded = decode(body, config.limits, short_side=_target_short_side(body, config))
-    image = resize(decoded.image, config.resize, config.size)
+    header = probe(body, config.limits)
+    decoded = decode(body, config.limits, short_side=_stored_short_side(header, config), header=header)
+    image = resize(decoded.image, config.resize, config.size, enlarge=config.enlarge)
     unchanged = image.size == (decoded.original_width, decoded.original_height)
     kept = _storable_as_is(decoded, config) if unchanged else None
     stored = body if kept else encode(image, config.encode_format, config.encode_quality)
@@ -74,12 +76,11 @@ def _storable_as_is(decoded: Decoded, config: ImageConfig) -> StoredFormat | Non
     return decoded.format
 
 
-def _target_short_side(body: bytes, config: ImageConfig) -> int | None:
+def _stored_short_side(header: ImageHeader, config: ImageConfig) -> int | None:
     """The short side that will be stored: a JPEG need not be decoded much larger."""
     if config.resize == "no":
         return None
-    header = probe(body, config.limits)
     if config.resize == "border":
         scale = config.size / max(header.width, header.height)
         return max(1, round(min(header.width, header.height) * scale))
-    return min(resized_size(header.width, header.height, config.resize, config.size))
+    return min(resized_size(header.width, header.height, config.resize, config.size, enlarge=config.enlarge))

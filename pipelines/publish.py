@@ -1,34 +1,22 @@
-"""Publishing: a batch's files and manifest, its commits in the order of the contract, the version record last."""
+"""Publishing: a batch's ledger files and manifest, its commits in the contract's order, the version record last."""
 
 import hashlib
-import io
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from coca.contract import (
-    ANNOTATIONS,
-    LINKS,
-    ROW_GROUPS,
-    Reason,
-    TableVersion,
-    VersionRecord,
-    link_bucket,
-    row_groups_path,
-    version_path,
-)
+from coca.contract import LINKS, ROW_GROUPS, TableVersion, VersionRecord, link_bucket, row_groups_path, version_path
 from coca.errors import RunFailed
 from coca.storage import Store
-from pipelines.ledger import state_of
-from pipelines.staging import Staging
+from pipelines.lease import Lease
+from pipelines.outcomes import OUTCOMES, admitted_rows
+from pipelines.staging import Staging, encode_table
 from pipelines.tables import SCHEMAS, DataFile, commit_files, open_table, table_files
 
 _WRITE_THREADS = 16
-_COMMIT_ORDER = ("samples", "annotations", "links")
 
 
 class BatchManifest(BaseModel):
@@ -36,69 +24,101 @@ class BatchManifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    files: dict[str, list[DataFile]]
-    """table -> files."""
-    row_groups: list[dict[str, Any]]
-    """Rows of ``contract.ROW_GROUPS``."""
+    samples: list[DataFile]
+    links: list[DataFile]
+    parts: list[int]
+    """Parts that were done; the others wait for a later refresh."""
+    counts: dict[str, int]
+    """Reason ("" for what is stored) -> rows of the links table."""
+    requests: int
+    bytes: int
+    opted_out: list[str]
+    """Urls with stored pairs whose owner has opted out since."""
 
 
 def write_batch(
-    staging: Staging,
-    outcomes: dict[int, pa.Table],
-    everything: pa.Table,
-    duplicates: set[str],
-    rows_per_row_group: int,
+    staging: Staging, batch: int, parts: list[int], refused: pa.Table, counts: dict[str, int]
 ) -> BatchManifest:
-    """Write the annotations and ledger files of a batch whose samples files are written, then its manifest.
+    """Write the ledger files of a batch whose parts are written, then its manifest.
 
     Args:
-        outcomes: part number -> ``parts.OUTCOMES``, in the order of its samples file.
-        everything: ``parts.OUTCOMES`` of the whole batch, also of pairs refused before any request.
-        duplicates: sample ids that are stored but not selected.
+        refused: ``OUTCOMES`` of the pairs that are refused before any request.
+        counts: ``outcomes.verdict_counts`` is added to these.
     """
-    if staging.dataset.exists(staging.manifest_path):
-        return BatchManifest.model_validate_json(staging.dataset.read(staging.manifest_path))
-    files: dict[str, list[DataFile]] = {"samples": [], "annotations": []}
-    row_groups = []
-    for part, table in sorted(outcomes.items()):
-        admitted = table.filter(pc.is_null(table["reason"]))
-        if admitted.num_rows == 0:
-            continue
-        annotations = _annotations(admitted, duplicates)
-        data = _encode(annotations, rows_per_row_group)
-        staging.dataset.write(staging.annotations_path(part), data)
-        size = staging.dataset.size(staging.samples_path(part))
-        name = staging.data_name(part)
-        files["samples"].append(DataFile(path=name, size=size, rows=admitted.num_rows))
-        files["annotations"].append(DataFile(path=name, size=len(data), rows=admitted.num_rows))
-        row_groups += _row_group_rows(name, annotations, rows_per_row_group)
-    files["links"] = _write_events(staging, everything)
-    manifest = BatchManifest(files=files, row_groups=row_groups)
-    staging.dataset.write(staging.manifest_path, manifest.model_dump_json().encode())
+    staged = read_manifest(staging, batch)
+    if staged is not None:
+        return staged
+    samples, events = [], [refused]
+    for part in sorted(parts):
+        outcomes = staging.read_table(staging.outcome_path(batch, part), OUTCOMES)
+        events.append(outcomes)
+        rows = admitted_rows(outcomes).num_rows
+        if rows:
+            size = staging.dataset.size(staging.samples_path(batch, part))
+            samples.append(DataFile(path=staging.data_name(batch, part), size=size, rows=rows))
+    everything = pa.concat_tables(events)
+    manifest = BatchManifest(
+        samples=samples,
+        links=write_events(staging.dataset, everything, staging.refresh_id, staging.data_prefix(batch)),
+        parts=sorted(parts),
+        counts=counts,
+        requests=pc.sum(everything["requests"]).as_py() or 0,
+        bytes=pc.sum(everything["bytes"]).as_py() or 0,
+        opted_out=_opted_out_urls(everything),
+    )
+    staging.dataset.write(staging.manifest_path(batch), manifest.model_dump_json().encode())
     return manifest
 
 
-def commit_batch(staging: Staging, manifest: BatchManifest) -> None:
-    """Commit a batch to the three tables; steps already done are passed over."""
-    for name in _COMMIT_ORDER:
-        if manifest.files[name]:
-            commit_files(staging.dataset, name, manifest.files[name], staging.refresh_id, staging.batch)
+def read_manifest(staging: Staging, batch: int) -> BatchManifest | None:
+    path = staging.manifest_path(batch)
+    if not staging.dataset.exists(path):
+        return None
+    return BatchManifest.model_validate_json(staging.dataset.read(path))
 
 
-def ledger_events(outcomes: pa.Table, refresh_id: str) -> pa.Table:
-    """The events of outcomes (``contract.LINKS``)."""
-    states = [state_of(Reason(reason) if reason else None).value for reason in outcomes["reason"].to_pylist()]
-    columns = {
-        **{name: outcomes[name] for name in LINKS.names if name in outcomes.column_names},
-        "bucket": [link_bucket(url) for url in outcomes["url"].to_pylist()],
-        "state": states,
-        "refresh_id": [refresh_id] * outcomes.num_rows,
-    }
-    return pa.table({name: columns[name] for name in LINKS.names}).cast(LINKS)
+def commit_batch(staging: Staging, batch: int, manifest: BatchManifest, lease: Lease | None) -> None:
+    """Commit the samples and the ledger of a batch; steps already done are passed over."""
+    for name, files in (("samples", manifest.samples), ("links", manifest.links)):
+        if files:
+            commit_files(staging.dataset, name, files, staging.refresh_id, batch, lease=lease)
+
+
+def _opted_out_urls(outcomes: pa.Table) -> list[str]:
+    opted_out = pc.and_(pc.equal(outcomes["state"], "opted_out"), outcomes["stored"])
+    return sorted(pc.unique(outcomes["url"].filter(opted_out)).to_pylist())
+
+
+def write_events(store: Store, events: pa.Table, refresh_id: str, prefix: str) -> list[DataFile]:
+    """Write ledger events, a file for each bucket that has any, without the partition column, as Delta has it.
+
+    Args:
+        events: the columns of ``contract.LINKS`` but ``bucket`` and ``refresh_id``; others are left out.
+        prefix: how the names of the files begin; the same rows under the same prefix are the same files.
+    """
+    buckets = [link_bucket(url) for url in events["url"].to_pylist()]
+    known = {"bucket": pa.array(buckets, pa.string()), "refresh_id": pa.array([refresh_id] * events.num_rows)}
+    table = pa.table({name: known[name] if name in known else events[name] for name in LINKS.names})
+    ordered = table.cast(LINKS).sort_by([("bucket", "ascending"), ("sample_id", "ascending")])
+    counts = pc.value_counts(ordered["bucket"].combine_chunks()).to_pylist()
+    starts = [0]
+    for count in counts:
+        starts.append(starts[-1] + count["counts"])
+    body = ordered.drop_columns("bucket")
+
+    def write(place: int) -> DataFile:
+        bucket, rows = counts[place]["values"], counts[place]["counts"]
+        path = f"bucket={bucket}/{prefix}.parquet"
+        data = encode_table(body.slice(starts[place], rows))
+        store.write(f"links/{path}", data)
+        return DataFile(path=path, size=len(data), rows=rows, bucket=bucket)
+
+    with ThreadPoolExecutor(_WRITE_THREADS) as pool:
+        return list(pool.map(write, range(len(counts))))
 
 
 def publish_version(
-    store: Store, draft: dict[str, Any], row_groups: pa.Table, expected: dict[str, set[str]]
+    store: Store, draft: dict[str, Any], row_groups: pa.Table, expected: dict[str, set[str]], lease: Lease | None = None
 ) -> VersionRecord:
     """Write the row-group index and, last, the version record: this is the commit.
 
@@ -112,7 +132,7 @@ def publish_version(
     """
     version = draft["version"]
     index = row_groups.sort_by([("samples_path", "ascending"), ("row_group", "ascending")])
-    data = _encode(index.cast(ROW_GROUPS), max(1, index.num_rows))
+    data = encode_table(index.cast(ROW_GROUPS), max(1, index.num_rows))
     digest = hashlib.sha256(data).hexdigest()
     record = VersionRecord(
         **draft,
@@ -121,67 +141,14 @@ def publish_version(
         row_groups_path=_write_index(store, version, data, digest),
         row_groups_sha256=digest,
     )
+    if lease is not None:
+        lease.check()
     if not store.write_once(version_path(version), record.model_dump_json(indent=1).encode()):
         raise RunFailed(
             f"another refresh has published version {version} of {store.uri} meanwhile; "
             "run the same command again to go on from it"
         )
     return record
-
-
-def _annotations(admitted: pa.Table, duplicates: set[str]) -> pa.Table:
-    ids = admitted["sample_id"].to_pylist()
-    columns = {
-        "sample_id": admitted["sample_id"],
-        "tokens": admitted["tokens"],
-        "language": pa.nulls(len(ids), pa.string()),
-        "selected": [key not in duplicates for key in ids],
-        "reason": pa.array([Reason.DUPLICATE_IMAGE.value if key in duplicates else None for key in ids], pa.string()),
-    }
-    return pa.table(columns).cast(ANNOTATIONS)
-
-
-def _row_group_rows(name: str, annotations: pa.Table, rows_per_row_group: int) -> list[dict[str, Any]]:
-    groups = []
-    for number, start in enumerate(range(0, annotations.num_rows, rows_per_row_group)):
-        group = annotations.slice(start, rows_per_row_group)
-        selected = pc.sum(group["selected"]).as_py()
-        groups.append(
-            {
-                "samples_path": name,
-                "annotations_path": name,
-                "row_group": number,
-                "rows": group.num_rows,
-                "selected": selected,
-            }
-        )
-    return groups
-
-
-def _write_events(staging: Staging, outcomes: pa.Table) -> list[DataFile]:
-    """One file for each bucket that has events, without the partition column, as Delta has it."""
-    events = ledger_events(outcomes, staging.refresh_id).sort_by([("bucket", "ascending"), ("sample_id", "ascending")])
-    counts = pc.value_counts(events["bucket"].combine_chunks()).to_pylist()
-    starts = [0]
-    for count in counts:
-        starts.append(starts[-1] + count["counts"])
-    body = events.drop_columns("bucket")
-
-    def write(place: int) -> DataFile:
-        bucket, rows = counts[place]["values"], counts[place]["counts"]
-        path = f"bucket={bucket}/{staging.data_prefix}.parquet"
-        data = _encode(body.slice(starts[place], rows), rows)
-        staging.dataset.write(f"links/{path}", data)
-        return DataFile(path=path, size=len(data), rows=rows, bucket=bucket)
-
-    with ThreadPoolExecutor(_WRITE_THREADS) as pool:
-        return list(pool.map(write, range(len(counts))))
-
-
-def _encode(table: pa.Table, rows_per_row_group: int) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=rows_per_row_group, compression="zstd")
-    return buffer.getvalue()
 
 
 def _table_version(store: Store, name: str, expected: set[str]) -> TableVersion:

@@ -1,26 +1,38 @@
 """One refresh of a dataset: read links, judge, fetch what is due, publish a version. Idempotent and resumable."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy as np
 
-from coca.contract import Reason, VersionRecord
+from coca.contract import VersionRecord
 from coca.errors import BadInput
 from coca.storage import Store, open_file
 from coca.tokenizer import Tokenizer
+from pipelines.caption_counts import KEYS, frequent_captions
 from pipelines.config import RefreshConfig
-from pipelines.funnel import Funnel, count_verdicts
-from pipelines.judge import JUDGED, judge_links
-from pipelines.ledger import standing_mask
-from pipelines.links import read_links
-from pipelines.plan import load_or_write_plan, make_plan, refresh_id
+from pipelines.finish import finish_refresh
+from pipelines.funnel import Funnel, make_funnel
+from pipelines.import_plan import deal_by_shard, regroup_by_shard
+from pipelines.import_shards import Shard
+from pipelines.intake import Intake, LinksTable, PairSource, read_spilled, take_in
+from pipelines.join import JoinSettings
+from pipelines.lease import Lease, hold_lease
+from pipelines.ledger import Ledger
+from pipelines.migrate import migrate_tables
+from pipelines.parts import FetchJob
+from pipelines.plan import Plan, load_plan, make_plan, refresh_id, write_plan
+from pipelines.reopen import reopened_reasons
 from pipelines.run import RefreshRun
+from pipelines.scorer import ScorerSpec
 from pipelines.staging import Staging
 from pipelines.standing import Standing, read_standing
+from pipelines.tables import SCHEMAS, create_tables, drop_foreign_files
+from pipelines.tasks import StartRay, run_tasks
 
 NEW_ROWS_PER_ROW_GROUP = 1024
 
@@ -44,73 +56,151 @@ class RefreshResult:
     """HTTP requests of this refresh, also before a restart."""
     bytes: int
     """Body bytes received, likewise."""
+    withdrawn: int
+    """Stored samples whose owners have opted out since: they are in no version from now on."""
     seconds: float
     """Of this call."""
     links_per_s: float
-    """Links that this call fetched, per second of fetching."""
+    """Urls that this call fetched, per second of fetching."""
     bytes_per_s: float
     """Body bytes that this call received, per second of fetching."""
 
 
-def refresh(config: RefreshConfig, *, start_ray: Callable[[], object] | None = None) -> RefreshResult:
+def refresh(
+    config: RefreshConfig, *, scorers: Sequence[ScorerSpec] = (), start_ray: StartRay | None = None
+) -> RefreshResult:
     """Bring a dataset up to date with a table of links.
 
     After a kill the same call goes on from the first missing step; after success it finds nothing due, asks nobody
     and changes nothing.
 
     Args:
-        start_ray: called before the first fetch, where there is any; without it Ray is initialised already.
+        scorers: grade what is stored, before the selection.
+        start_ray: called before the first job, where there is any; without it Ray is initialised already.
 
     Raises:
-        BadInput: the links, the tokenizer or the settings cannot be used with this dataset.
-        RunFailed: another refresh came in between.
+        BadInput: the links, the tokenizer or the settings cannot be used with this dataset, or another refresh of it
+            is at work.
+        RunFailed: the dataset was written by something else meanwhile.
     """
+    store = open_target(config)
+    source = LinksTable.open(config.links)
+    return run_refresh(store, source, config, Kind("refresh"), scorers=scorers, start_ray=start_ray)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What sets a refresh from links and an import apart."""
+
+    name: str
+    """As the version record has it."""
+    shards: tuple[Shard, ...] = ()
+    """Where an import's bytes lie."""
+
+
+def run_refresh(
+    store: Store,
+    source: PairSource,
+    config: RefreshConfig,
+    kind: Kind,
+    *,
+    scorers: Sequence[ScorerSpec],
+    start_ray: StartRay | None,
+) -> RefreshResult:
+    """Bring a dataset up to date with the pairs of a source."""
     started_s = time.monotonic()
+    settle_config(config, read_standing(store))
+    with hold_lease(store, f"coca data {kind.name}", config.publish.lease_s) as lease:
+        standing = read_standing(store)
+        config, tokenizer = settle_config(config, standing)
+        intake = take_in(store, source, config, start_ray=start_ray)
+        staging = Staging(store, refresh_id(intake, config, tokenizer.fingerprint, standing.version))
+        plan = load_plan(staging)
+        if plan is None:
+            plan = plan_refresh(config, staging, intake, standing, start_ray)
+            if kind.shards:
+                plan = regroup_by_shard(staging, plan, config.publish.links_per_batch)
+            plan = write_plan(staging, plan)
+        if not plan.batches and standing.record is not None:
+            store.delete("staging")
+            return _result(store, standing.record, make_funnel(plan.links, plan.standing), None, 0, started_s)
+        _prepare_tables(staging, standing, lease)
+        if start_ray is not None and any(batch.urls for batch in plan.batches):
+            start_ray()
+        job = FetchJob(config, staging, tokenizer, standing.withdrawn, shards=kind.shards)
+        run = RefreshRun(job, plan, lease, deal_by_shard if kind.shards else None)
+        run.run()
+        record, funnel, withdrawn = finish_refresh(run, standing, lease, scorers, kind.name, start_ray=start_ray)
+        store.delete("staging")
+        return _result(store, record, funnel, run, withdrawn, started_s)
+
+
+def open_target(config: RefreshConfig) -> Store:
+    """The dataset's store; raises BadInput where none is named or a file is in the way."""
     if not config.to:
         raise BadInput("no dataset is given", "Name one with --to DATASET")
     store = Store(config.to)
     store.check_folder("--to")
-    judged = judge_links(read_links(config.links), config.judge)
-    standing = read_standing(store)
-    tokenizer = _choose_tokenizer(config, standing)
-    config = _settle_layout(config, standing)
-    due = _due_pairs(judged, config, standing)
-    if due.num_rows == 0 and standing.record is not None:
-        # What a refresh left that was killed between its record and its sweeping.
-        store.delete(f"staging/{standing.record.refresh_id}")
-        funnel = count_verdicts(judged, standing.latest, standing.unselected)
-        return _result(store, standing.record, funnel, None, started_s)
-    staging = Staging(store, refresh_id(judged, config, tokenizer.fingerprint, standing.version))
-    plan = load_or_write_plan(store, staging.plan_path, make_plan(due, config.publish))
-    if start_ray is not None and plan["part"].null_count < plan.num_rows:
-        start_ray()
-    run = RefreshRun(config, staging, tokenizer, standing)
-    run.run(plan)
-    funnel = count_verdicts(judged, run.latest, run.unselected)
-    record = run.publish(funnel)
-    store.delete("staging")
-    return _result(store, record, funnel, run, started_s)
+    return store
 
 
-def _due_pairs(judged: pa.Table, config: RefreshConfig, standing: Standing) -> pa.Table:
-    """One row for each pair without a standing verdict."""
-    repeated = pc.fill_null(pc.equal(judged["reason"], Reason.DUPLICATE_PAIR.value), False)
-    first = judged.filter(pc.invert(repeated))
-    standing_rows = standing_mask(
-        first["sample_id"], standing.latest, datetime.now(UTC), blocked_stand=not _opens_networks(config, standing)
+def plan_refresh(
+    config: RefreshConfig, staging: Staging, intake: Intake, standing: Standing, start_ray: StartRay | None
+) -> Plan:
+    """What is due now; the plan itself is not staged yet."""
+    rechecks = -(-config.recheck.max_stored // intake.shards)
+    settings = JoinSettings(
+        now=datetime.now(UTC),
+        seed=config.publish.seed,
+        chunk_urls=config.publish.links_per_batch,
+        rechecks_per_shard=rechecks,
+        recheck=config.recheck,
+        reopened=reopened_reasons(config, standing.record),
+        frequent_captions=find_frequent_captions(intake, config.judge.max_caption_count, start_ray),
+        withdrawn=standing.withdrawn,
     )
-    due = first.filter(pc.invert(standing_rows))
-    if due.num_rows == 0:
-        return due
-    # Pairs that are refused before any request may share a key and are one event in the ledger.
-    once = due.group_by("sample_id", use_threads=False).aggregate([(name, "first") for name in JUDGED.names[1:]])
-    return once.rename_columns(JUDGED.names).cast(JUDGED)
+    ledger = Ledger.of_files(Store(config.to), standing.files["links"])
+    return make_plan(staging, intake, ledger, settings, config.budget.max_links, start_ray=start_ray)
 
 
-def _opens_networks(config: RefreshConfig, standing: Standing) -> bool:
-    """Whether a network is allowed that was not when the dataset was last refreshed: what it blocked is due again."""
-    before = standing.record.config["fetch"]["allow_networks"] if standing.record else []
-    return not set(config.model_dump(mode="json")["fetch"]["allow_networks"]) <= set(before)
+def find_frequent_captions(intake: Intake, most: int | None, start_ray: StartRay | None) -> np.ndarray:
+    """Hashes of the captions that more than ``most`` pairs of the links table have."""
+    if most is None:
+        return np.empty(0, dtype=np.uint64)
+    task = partial(_frequent_of_shard, intake=intake, most=most)
+    found = run_tasks(task, list(range(intake.shards)), start_ray=start_ray)
+    return np.array(sorted(each for shard in found for each in shard), dtype=np.uint64)
+
+
+def _frequent_of_shard(shard: int, *, intake: Intake, most: int) -> list[int]:
+    keys = read_spilled(intake.store, f"{intake.folder}/captions/c{shard:03d}", KEYS)
+    return [int(caption) for caption in frequent_captions(keys, most)]
+
+
+def _prepare_tables(staging: Staging, standing: Standing, lease: Lease) -> None:
+    """The tables as the parent version has them, but for what this refresh itself has added before a restart."""
+    store = staging.dataset
+    create_tables(store)
+    migrate_tables(store, lease)
+    for name in SCHEMAS:
+        drop_foreign_files(store, name, standing.delta_version(name), staging.refresh_id, lease=lease)
+
+
+def settle_config(config: RefreshConfig, standing: Standing) -> tuple[RefreshConfig, Tokenizer]:
+    """The config with the dataset's own rows per row group, and the tokenizer.
+
+    Raises:
+        BadInput: one of them cannot be used with this dataset.
+    """
+    wanted = config.publish.rows_per_row_group
+    fixed = standing.record.rows_per_row_group if standing.record else wanted or NEW_ROWS_PER_ROW_GROUP
+    if wanted not in (None, fixed):
+        raise BadInput(
+            f"publish.rows_per_row_group = {wanted}, but {config.to} has {fixed} for good",
+            "Leave it out, or refresh into a new dataset",
+        )
+    publish = config.publish.model_copy(update={"rows_per_row_group": fixed})
+    return config.model_copy(update={"publish": publish}), _choose_tokenizer(config, standing)
 
 
 def _choose_tokenizer(config: RefreshConfig, standing: Standing) -> Tokenizer:
@@ -121,17 +211,18 @@ def _choose_tokenizer(config: RefreshConfig, standing: Standing) -> Tokenizer:
                 "Train one with `coca tokenizer train --from LINKS --out FILE` and name it with --tokenizer FILE",
             )
         return standing.tokenizer
-    tokenizer = _read_tokenizer(config.tokenizer)
+    tokenizer = read_tokenizer(config.tokenizer)
     if standing.tokenizer is not None and tokenizer.fingerprint != standing.tokenizer.fingerprint:
         raise BadInput(
             f"{config.tokenizer} has fingerprint {tokenizer.fingerprint}, but {config.to} was written by the tokenizer "
             f"{standing.tokenizer.fingerprint}",
-            "Leave --tokenizer out to use the dataset's own, or refresh into a new dataset",
+            "Leave --tokenizer out to use the dataset's own, or change it with `coca data retokenize`",
         )
     return tokenizer
 
 
-def _read_tokenizer(uri: str) -> Tokenizer:
+def read_tokenizer(uri: str) -> Tokenizer:
+    """The tokenizer in a file on disk or s3://."""
     store, name = open_file(uri)
     try:
         text = store.read(name).decode()
@@ -140,32 +231,21 @@ def _read_tokenizer(uri: str) -> Tokenizer:
     return Tokenizer.from_json(text, source=uri)
 
 
-def _settle_layout(config: RefreshConfig, standing: Standing) -> RefreshConfig:
-    """The config with the dataset's own rows per row group."""
-    wanted = config.publish.rows_per_row_group
-    fixed = standing.record.rows_per_row_group if standing.record else wanted or NEW_ROWS_PER_ROW_GROUP
-    if wanted not in (None, fixed):
-        raise BadInput(
-            f"publish.rows_per_row_group = {wanted}, but {config.to} has {fixed} for good",
-            "Leave it out, or refresh into a new dataset",
-        )
-    publish = config.publish.model_copy(update={"rows_per_row_group": fixed})
-    return config.model_copy(update={"publish": publish})
-
-
 def _result(
-    store: Store, record: VersionRecord, funnel: Funnel, run: RefreshRun | None, started_s: float
+    store: Store, record: VersionRecord, funnel: Funnel, run: RefreshRun | None, withdrawn: int, started_s: float
 ) -> RefreshResult:
-    fetch_seconds = run.fetch_seconds if run else 0.0
+    spent: Any = run.spent if run else None
+    fetched = bool(run and run.spent.fetch_seconds)
     return RefreshResult(
         dataset=store.uri,
         version=record.version,
         changed=run is not None,
         **funnel.model_dump(),
         version_samples=record.selected,
-        requests=run.requests if run else 0,
-        bytes=run.bytes if run else 0,
+        requests=spent.requests if run else 0,
+        bytes=spent.bytes if run else 0,
+        withdrawn=withdrawn,
         seconds=round(time.monotonic() - started_s, 3),
-        links_per_s=round(run.fetched_links / fetch_seconds, 1) if run and fetch_seconds else 0.0,
-        bytes_per_s=round(run.fetched_bytes / fetch_seconds, 1) if run and fetch_seconds else 0.0,
+        links_per_s=round(spent.fetched_urls / spent.fetch_seconds, 1) if fetched else 0.0,
+        bytes_per_s=round(spent.fetched_bytes / spent.fetch_seconds, 1) if fetched else 0.0,
     )

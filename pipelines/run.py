@@ -1,139 +1,147 @@
-"""The batches of one refresh: fetch, select, write and commit each, then publish."""
+"""The batches of one refresh: cut into parts, fetched, written and committed in order, within the budget."""
 
 import time
 from collections import Counter
-from dataclasses import replace
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from coca.code_version import code_version
-from coca.contract import CONTRACT_VERSION, ROW_GROUPS, TokenizerStamp, VersionRecord
 from coca.progress import Progress
-from coca.tokenizer import Tokenizer
-from pipelines.config import RefreshConfig
-from pipelines.funnel import Funnel
-from pipelines.ledger import latest_events
-from pipelines.parts import OUTCOMES, run_parts
-from pipelines.publish import BatchManifest, commit_batch, ledger_events, publish_version, write_batch
-from pipelines.selection import duplicate_images, winning_urls
-from pipelines.staging import Staging
-from pipelines.standing import EVENT_COLUMNS, Standing
-from pipelines.tables import SCHEMAS, create_tables, drop_foreign_files
+from pipelines.config import BudgetConfig
+from pipelines.lease import Lease
+from pipelines.outcomes import OUTCOMES, refused_outcomes, verdict_counts
+from pipelines.parts import FetchJob, run_parts
+from pipelines.plan import BatchParts, Deal, Plan, cut_batch, read_part
+from pipelines.publish import BatchManifest, commit_batch, read_manifest, write_batch
 
-# SHA-256 of an empty list of withdrawals.
-_NOTHING_WITHDRAWN = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+# Parts of one Ray Data job: a job costs seconds to start, and the driver keeps the names of its parts.
+PARTS_PER_JOB = 2048
+
+
+@dataclass
+class Spent:
+    """What a refresh has used of its budget."""
+
+    requests: int = 0
+    bytes: int = 0
+    """Of the whole refresh, also before a restart."""
+    fetched_urls: int = 0
+    fetched_bytes: int = 0
+    """Of this process."""
+    fetch_seconds: float = 0.0
+    verdicts: Counter[str] = field(default_factory=Counter)
+
+    def exceeds(self, budget: BudgetConfig, seconds: float) -> bool:
+        if budget.max_bytes is not None and self.bytes >= budget.max_bytes:
+            return True
+        return budget.max_minutes is not None and seconds >= 60 * budget.max_minutes
 
 
 class RefreshRun:
     """What grows from batch to batch; a restart builds it up again from what is staged."""
 
-    def __init__(self, config: RefreshConfig, staging: Staging, tokenizer: Tokenizer, standing: Standing) -> None:
-        self._config, self._staging, self._tokenizer, self._standing = config, staging, tokenizer, standing
-        self.latest = standing.latest
-        self.unselected = set(standing.unselected)
-        self.requests = self.bytes = 0
-        """Of the whole refresh, also before a restart."""
-        self.fetched_links = self.fetched_bytes = 0
-        """Of this process."""
-        self.fetch_seconds = 0.0
-        self._row_groups = [standing.row_groups]
-        self._files = {name: set(files) for name, files in standing.files.items()}
-        self._verdicts: Counter[str] = Counter()
+    def __init__(self, job: FetchJob, plan: Plan, lease: Lease | None, deal: Deal | None = None) -> None:
+        self._deal = deal
+        self.job, self.plan, self._lease = job, plan, lease
+        self._staging, self._publish = job.staging, job.config.publish
+        self.spent = Spent()
+        self.manifests: list[BatchManifest] = []
+        """Of the batches committed so far, in order."""
+        self.waiting = plan.waiting
+        """Rows of the links table that the budget leaves for a later refresh."""
 
-    def run(self, plan: pa.Table) -> None:
-        """Fetch and commit every batch of a plan (``plan.PLAN``)."""
-        store = self._staging.dataset
-        create_tables(store)
-        for name in SCHEMAS:
-            drop_foreign_files(store, name, self._standing.delta_version(name), self._staging.refresh_id)
-        to_fetch = plan.num_rows - plan["part"].null_count
-        with Progress("fetch", total=to_fetch, unit="links") as progress:
-            for batch in range(pc.max(plan["batch"]).as_py() + 1):
-                self._run_batch(batch, plan.filter(pc.equal(plan["batch"], batch)), progress)
+    def run(self) -> None:
+        """Fetch and commit every batch of the plan that the budget allows."""
+        urls = sum(batch.urls for batch in self.plan.batches)
+        with Progress("fetch", total=urls, unit="links") as progress:
+            for stretch in self._stretches():
+                if not self._run_stretch(stretch, progress):
+                    break
+        self.waiting += sum(batch.rows for batch in self.plan.batches[len(self.manifests) :])
 
-    def publish(self, funnel: Funnel) -> VersionRecord:
-        """Write the version record over the committed batches."""
-        store, parent, tokenizer = self._staging.dataset, self._standing.version, self._tokenizer
-        path = f"tokenizers/{tokenizer.fingerprint}.json"
-        store.write_once(path, tokenizer.to_json().encode())
-        draft = {
-            "version": (parent or 0) + 1,
-            "parent": parent,
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "contract_version": CONTRACT_VERSION,
-            "code_version": code_version(),
-            "refresh_id": self._staging.refresh_id,
-            "rows_per_row_group": self._config.publish.row_group_rows,
-            "tokenizer": TokenizerStamp(fingerprint=tokenizer.fingerprint, path=path, vocab_size=tokenizer.vocab_size),
-            "withdrawn_sha256": _NOTHING_WITHDRAWN,
-            "funnel": {**funnel.model_dump(), "requests": self.requests, "bytes": self.bytes},
-            "config": self._config.model_dump(mode="json"),
-        }
-        return publish_version(store, draft, pa.concat_tables(self._row_groups), self._files)
+    def _stretches(self) -> Iterator[list[BatchParts]]:
+        """Batches, cut into parts, as many as one job takes."""
+        stretch: list[BatchParts] = []
+        for number, batch in enumerate(self.plan.batches):
+            stretch.append(cut_batch(self._staging, number, batch, self._publish, self._deal))
+            if sum(len(cut.urls) for cut in stretch) >= PARTS_PER_JOB:
+                yield stretch
+                stretch = []
+        if stretch:
+            yield stretch
 
-    def _run_batch(self, batch: int, plan: pa.Table, progress: Progress) -> None:
-        staging = replace(self._staging, batch=batch)
-        self._fetch(staging, plan, progress)
-        parts = plan["part"].drop_null().unique().to_pylist()
-        outcomes = {part: staging.read_table(staging.outcome_path(part), OUTCOMES) for part in parts}
-        everything = pa.concat_tables([*outcomes.values(), _refused_outcomes(plan)])
-        duplicates = self._select(everything)
-        manifest = write_batch(staging, outcomes, everything, duplicates, self._config.publish.row_group_rows)
-        commit_batch(staging, manifest)
-        self._take_in(everything, duplicates, manifest)
+    def _run_stretch(self, stretch: list[BatchParts], progress: Progress) -> bool:
+        """False where the budget has ended the refresh."""
+        todo = {cut.batch: self._open_parts(cut, progress) for cut in stretch}
+        waiting = [(batch, part) for batch, parts in todo.items() for part in sorted(parts)]
+        uncommitted = iter(stretch)
+        cut = next(uncommitted)
+        for batch, part in self._fetch(waiting, progress):
+            todo[batch].discard(part)
+            while not todo[cut.batch] and cut is not stretch[-1]:
+                self._commit(cut, set())
+                cut = next(uncommitted)
+        for last in [cut, *uncommitted]:
+            left = todo[last.batch]
+            if left == set(range(len(last.urls))) and left:
+                return False
+            self._commit(last, left)
+            if left:
+                return False
+        return not self.spent.exceeds(self.job.config.budget, self.spent.fetch_seconds)
 
-    def _fetch(self, staging: Staging, plan: pa.Table, progress: Progress) -> None:
-        """Run the parts of a batch that are not staged yet."""
-        done = staging.parts_done()
-        waiting = []
-        for part in plan["part"].drop_null().unique().to_pylist():
-            table = plan.filter(pc.equal(plan["part"], part))
-            if part in done:
-                progress.advance(table.num_rows)
-            else:
-                waiting.append(table)
-        if not waiting:
+    def _open_parts(self, cut: BatchParts, progress: Progress) -> set[int]:
+        """Parts of a batch that are not staged yet; what is staged counts as spent."""
+        manifest = read_manifest(self._staging, cut.batch)
+        if manifest is not None:
+            self.spent.bytes += manifest.bytes
+            progress.advance(sum(cut.urls))
+            return set()
+        done = self._staging.parts_done(cut.batch)
+        for part in done:
+            outcomes = self._staging.read_table(self._staging.outcome_path(cut.batch, part), OUTCOMES)
+            self.spent.bytes += sum(outcomes["bytes"].to_pylist())
+            progress.advance(cut.urls[part])
+        return set(range(len(cut.urls))) - done
+
+    def _fetch(self, waiting: list[tuple[int, int]], progress: Progress) -> Iterator[tuple[int, int]]:
+        """Run parts, and name each as it is done, until the budget ends it."""
+        spent, budget = self.spent, self.job.config.budget
+        started_s, before_s = time.monotonic(), self.spent.fetch_seconds
+        if not waiting or spent.exceeds(budget, before_s):
             return
-        started_s = time.monotonic()
-        for report in run_parts(waiting, self._config, staging, self._tokenizer):
-            self.fetched_links += report.links
-            self.fetched_bytes += report.bytes
-            self._verdicts += report.verdicts
-            progress.advance(report.links, note=_describe(self._verdicts))
-        self.fetch_seconds += time.monotonic() - started_s
+        reports = run_parts(waiting, self.job)
+        try:
+            for report in reports:
+                spent.fetched_urls += report.urls
+                spent.fetched_bytes += report.bytes
+                spent.bytes += report.bytes
+                spent.verdicts += report.verdicts
+                spent.fetch_seconds = before_s + time.monotonic() - started_s
+                progress.advance(report.urls, note=_describe(spent))
+                yield report.batch, report.part
+                if spent.exceeds(budget, spent.fetch_seconds):
+                    return
+        finally:
+            reports.close()
 
-    def _select(self, outcomes: pa.Table) -> set[str]:
-        admitted = outcomes.filter(pc.is_null(outcomes["reason"]))
-        winners = winning_urls(self.latest, self.unselected, admitted["source_sha256"])
-        return duplicate_images(admitted, winners)
-
-    def _take_in(self, outcomes: pa.Table, duplicates: set[str], manifest: BatchManifest) -> None:
-        events = ledger_events(outcomes, self._staging.refresh_id).select(EVENT_COLUMNS)
-        self.latest = latest_events(pa.concat_tables([self.latest, events.cast(self.latest.schema)]))
-        self.unselected |= duplicates
-        self.requests += pc.sum(outcomes["requests"]).as_py()
-        self.bytes += pc.sum(outcomes["bytes"]).as_py()
-        self._row_groups.append(pa.Table.from_pylist(manifest.row_groups, schema=ROW_GROUPS))
-        for name, files in manifest.files.items():
-            self._files[name] |= {file.path for file in files}
-
-
-def _refused_outcomes(plan: pa.Table) -> pa.Table:
-    """``OUTCOMES`` of the pairs of a plan that are refused before any request."""
-    refused = plan.filter(pc.is_null(plan["part"]))
-    now = datetime.now(UTC)
-    known = {
-        **{name: refused[name] for name in ("sample_id", "url", "caption", "reason")},
-        "event_at": pa.array([now] * refused.num_rows, OUTCOMES.field("event_at").type),
-        **{name: pa.array([0] * refused.num_rows) for name in ("attempts", "requests", "bytes")},
-    }
-    columns = {f.name: known.get(f.name, pa.nulls(refused.num_rows, f.type)) for f in OUTCOMES}
-    return pa.table(columns).cast(OUTCOMES)
+    def _commit(self, cut: BatchParts, left: set[int]) -> None:
+        """Commit a batch but for the parts that are left for a later refresh."""
+        staging = self._staging
+        parts = [part for part in range(len(cut.urls)) if part not in left]
+        refused = refused_outcomes(read_part(staging, cut.batch, len(cut.urls)))
+        counts = Counter(verdict_counts(refused))
+        for part in parts:
+            counts += verdict_counts(staging.read_table(staging.outcome_path(cut.batch, part), OUTCOMES))
+        manifest = write_batch(staging, cut.batch, parts, refused, dict(counts))
+        commit_batch(staging, cut.batch, manifest, self._lease)
+        self.manifests.append(manifest)
+        self.spent.requests += manifest.requests
+        dropped = [read_part(staging, cut.batch, part) for part in range(len(cut.urls)) if part not in manifest.parts]
+        self.waiting += cut.waiting + sum(sum(table["rows"].to_pylist()) for table in dropped)
 
 
-def _describe(verdicts: Counter[str]) -> str:
-    """The commonest verdicts, for the line of progress."""
-    named = ((reason or "ok", count) for reason, count in verdicts.most_common(4))
-    return " ".join(f"{name} {count:,}" for name, count in named)
+def _describe(spent: Spent) -> str:
+    """Rate of bytes and the commonest verdicts, for the line of progress."""
+    named = ((reason or "ok", count) for reason, count in spent.verdicts.most_common(4))
+    rate = spent.fetched_bytes / 1e6 / max(spent.fetch_seconds, 1e-3)
+    return " ".join([f"{rate:,.1f} MB/s", *(f"{name} {count:,}" for name, count in named)])

@@ -11,11 +11,10 @@ from coca.storage import Store
 
 @dataclass(frozen=True)
 class Staging:
-    """Names of one batch of one refresh. They follow from (refresh id, batch, part) alone."""
+    """Names of one refresh. They follow from (refresh id, batch, part) alone."""
 
     dataset: Store
     refresh_id: str
-    batch: int = 0
 
     @property
     def folder(self) -> str:
@@ -23,37 +22,64 @@ class Staging:
 
     @property
     def plan_path(self) -> str:
-        return f"{self.folder}/plan.parquet"
+        return f"{self.folder}/plan.json"
+
+    def due_path(self, shard: int, chunk: int) -> str:
+        """Due pairs of one stretch of a shard."""
+        return f"{self.folder}/due/s{shard:03d}-{chunk:04d}.parquet"
+
+    def due_summary_path(self, shard: int) -> str:
+        return f"{self.folder}/due/s{shard:03d}.json"
+
+    def batch_path(self, batch: int) -> str:
+        """The pairs of one batch, in parts."""
+        return f"{self.folder}/b{batch:05d}.plan.parquet"
+
+    def manifest_path(self, batch: int) -> str:
+        return f"{self.folder}/b{batch:05d}.manifest.json"
+
+    def outcome_folder(self, batch: int) -> str:
+        return f"{self.folder}/b{batch:05d}"
+
+    def outcome_path(self, batch: int, part: int) -> str:
+        return f"{self.outcome_folder(batch)}/p{part:05d}.parquet"
 
     @property
-    def manifest_path(self) -> str:
-        return f"{self.folder}/b{self.batch:05d}.manifest.json"
+    def selection_path(self) -> str:
+        return f"{self.folder}/selection.json"
 
-    @property
-    def data_prefix(self) -> str:
-        """How the names of this batch's data files begin, in every table."""
-        return f"{self.refresh_id}-b{self.batch:05d}"
+    def data_prefix(self, batch: int) -> str:
+        """How the names of a batch's data files begin, in every table."""
+        return f"{self.refresh_id}-b{batch:05d}"
 
-    def data_name(self, part: int) -> str:
-        return f"{self.data_prefix}-p{part:05d}.parquet"
+    def data_name(self, batch: int, part: int) -> str:
+        return f"{self.data_prefix(batch)}-p{part:05d}.parquet"
 
-    def samples_path(self, part: int) -> str:
-        return f"samples/{self.data_name(part)}"
+    def samples_path(self, batch: int, part: int) -> str:
+        return f"samples/{self.data_name(batch, part)}"
 
-    def annotations_path(self, part: int) -> str:
-        return f"annotations/{self.data_name(part)}"
-
-    def outcome_path(self, part: int) -> str:
-        return f"{self.folder}/b{self.batch:05d}/p{part:05d}.parquet"
-
-    def parts_done(self) -> set[int]:
-        names = self.dataset.list(f"{self.folder}/b{self.batch:05d}")
+    def parts_done(self, batch: int) -> set[int]:
+        names = self.dataset.list(self.outcome_folder(batch))
         return {int(name[1:-8]) for name in names if name.startswith("p") and name.endswith(".parquet")}
 
-    def write_table(self, path: str, table: pa.Table) -> None:
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        self.dataset.write(path, buffer.getvalue())
+    def write_table(self, path: str, table: pa.Table, rows_per_row_group: int | None = None) -> None:
+        write_table(self.dataset, path, table, rows_per_row_group)
 
     def read_table(self, path: str, schema: pa.Schema) -> pa.Table:
-        return pq.read_table(io.BytesIO(self.dataset.read(path)), schema=schema)
+        return read_table(self.dataset, path, schema)
+
+
+def write_table(store: Store, path: str, table: pa.Table, rows_per_row_group: int | None = None) -> None:
+    """A small table as one Parquet file, whole or not at all."""
+    store.write(path, encode_table(table, rows_per_row_group))
+
+
+def encode_table(table: pa.Table, rows_per_row_group: int | None = None) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=rows_per_row_group, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_table(store: Store, path: str, schema: pa.Schema) -> pa.Table:
+    with store.filesystem.open_input_file(store.path(path)) as source:
+        return pq.read_table(source, schema=schema)

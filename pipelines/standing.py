@@ -1,19 +1,15 @@
-"""What a dataset already holds when a refresh starts: its latest version, read once."""
+"""What a dataset already holds when a refresh starts: its latest version, without its rows."""
 
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from coca.contract import LINKS, ROW_GROUPS, VersionRecord
+from coca.contract import ROW_GROUPS, VersionRecord
 from coca.dataset import Dataset, list_versions
 from coca.storage import Store
 from coca.tokenizer import Tokenizer
-from pipelines.ledger import latest_events
-from pipelines.tables import SCHEMAS, open_table, read_files, table_files
-
-# What the driver keeps of a ledger event.
-EVENT_COLUMNS = ["sample_id", "url", "state", "reason", "source_sha256", "event_at", "next_check_at"]
+from coca.withdrawn import Withdrawn, read_withdrawn
+from pipelines.tables import SCHEMAS, open_table, table_files
 
 
 @dataclass(frozen=True)
@@ -22,14 +18,11 @@ class Standing:
 
     record: VersionRecord | None
     tokenizer: Tokenizer | None
-    latest: pa.Table
-    """The latest event of every pair, ``EVENT_COLUMNS``."""
-    unselected: frozenset[str]
-    """Sample ids that are stored but not selected."""
+    withdrawn: Withdrawn
     row_groups: pa.Table
-    """``contract.ROW_GROUPS``."""
-    files: dict[str, set[str]]
-    """table -> its files."""
+    """``contract.ROW_GROUPS`` as published: withdrawn rows are counted."""
+    files: dict[str, dict[str, int]]
+    """table -> its files and their rows."""
 
     @property
     def version(self) -> int | None:
@@ -41,19 +34,10 @@ class Standing:
 
 
 def read_standing(store: Store) -> Standing:
+    withdrawn = read_withdrawn(store)
     if not list_versions(store):
-        events = pa.schema([LINKS.field(name) for name in EVENT_COLUMNS]).empty_table()
-        return Standing(None, None, events, frozenset(), ROW_GROUPS.empty_table(), {name: set() for name in SCHEMAS})
+        return Standing(None, None, withdrawn, ROW_GROUPS.empty_table(), {name: {} for name in SCHEMAS})
     dataset = Dataset(store.uri)
     record = dataset.record
-    events = read_files(store, "links", record.links.delta_version, EVENT_COLUMNS)
-    notes = read_files(store, "annotations", record.annotations.delta_version, ["sample_id", "selected"])
-    files = {name: set(table_files(open_table(store, name, getattr(record, name).delta_version))) for name in SCHEMAS}
-    return Standing(
-        record=record,
-        tokenizer=dataset.tokenizer,
-        latest=latest_events(events),
-        unselected=frozenset(notes["sample_id"].filter(pc.invert(notes["selected"])).to_pylist()),
-        row_groups=dataset.row_groups,
-        files=files,
-    )
+    files = {name: table_files(open_table(store, name, getattr(record, name).delta_version)) for name in SCHEMAS}
+    return Standing(record, dataset.tokenizer, withdrawn, dataset.recorded_row_groups, files)

@@ -4,6 +4,7 @@ import time
 
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.fs as pafs
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction
 from deltalake.exceptions import TableNotFoundError
 from deltalake.transaction import AddAction
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from coca.contract import ANNOTATIONS, LINKS, SAMPLES
 from coca.errors import RunFailed
 from coca.storage import Store
+from pipelines.lease import Lease
 
 SCHEMAS = {"samples": SAMPLES, "annotations": ANNOTATIONS, "links": LINKS}
 _PARTITION_BY = {"links": ["bucket"]}
@@ -57,11 +59,28 @@ def table_files(table: DeltaTable) -> dict[str, int]:
     return dict(zip(actions["path"].to_pylist(), actions["num_records"].to_pylist(), strict=True))
 
 
-def commit_files(store: Store, name: str, files: list[DataFile], refresh_id: str, batch: int) -> None:
+def file_sizes(table: DeltaTable) -> dict[str, tuple[int, int]]:
+    """path -> (bytes, rows) of the files of a snapshot, as its log has them."""
+    actions = pa.table(table.get_add_actions(flatten=True))
+    sizes = zip(actions["size_bytes"].to_pylist(), actions["num_records"].to_pylist(), strict=True)
+    return dict(zip(actions["path"].to_pylist(), sizes, strict=True))
+
+
+def lying_files(store: Store, name: str) -> dict[str, int]:
+    """path -> bytes of the data files that lie in a table's folder, whether or not a version has them."""
+    selector = pafs.FileSelector(store.path(name), recursive=True, allow_not_found=True)
+    start = len(store.path(name)) + 1
+    found = {info.path[start:]: info.size for info in store.filesystem.get_file_info(selector) if info.is_file}
+    return {path: size for path, size in found.items() if path.endswith(".parquet") and not path.startswith("_")}
+
+
+def commit_files(
+    store: Store, name: str, files: list[DataFile], refresh_id: str, batch: int, *, lease: Lease | None = None
+) -> None:
     """Append files to a table, once: the application transaction (refresh id, batch) tells whether it was done.
 
     Raises:
-        RunFailed: a file is not there with its size. Delta itself would take the commit.
+        RunFailed: a file is not there with its size (Delta itself would take the commit), or ``lease`` is lost.
     """
     table = open_table(store, name)
     committed = table.transaction_version(refresh_id)
@@ -69,6 +88,8 @@ def commit_files(store: Store, name: str, files: list[DataFile], refresh_id: str
         return
     for file in files:
         _check_file(store, f"{name}/{file.path}", file.size)
+    if lease is not None:
+        lease.check()
     table.create_write_transaction(
         actions=[_add_action(file) for file in files],
         mode="append",
@@ -79,10 +100,31 @@ def commit_files(store: Store, name: str, files: list[DataFile], refresh_id: str
     )
 
 
-def drop_foreign_files(store: Store, name: str, published: int, refresh_id: str) -> None:
+def replace_bucket(store: Store, file: DataFile, lease: Lease) -> None:
+    """Put one file in the place of all files of its bucket of the ledger.
+
+    Raises:
+        RunFailed: the file is not there with its size, or ``lease`` is lost.
+    """
+    assert file.bucket is not None
+    _check_file(store, f"links/{file.path}", file.size)
+    lease.check()
+    open_table(store, "links").create_write_transaction(
+        actions=[_add_action(file)],
+        mode="overwrite",
+        schema=SCHEMAS["links"],
+        partition_by=_PARTITION_BY["links"],
+        partition_filters=[("bucket", "=", file.bucket)],
+        post_commithook_properties=_KEEP_LOGS,
+    )
+
+
+def drop_foreign_files(
+    store: Store, name: str, published: int, refresh_id: str | tuple[str, ...], *, lease: Lease | None = None
+) -> None:
     """Take a table back to its ``published`` Delta version where a refresh that never finished has added to it.
 
-    What this refresh itself added goes with it and is committed again from its staged manifests.
+    What this refresh itself added (or one of several) goes with it and is committed again from its staged manifests.
     """
     table = open_table(store, name)
     if table.version() == published:
@@ -91,18 +133,29 @@ def drop_foreign_files(store: Store, name: str, published: int, refresh_id: str)
     current = table_files(table).keys()
     foreign = {path for path in current - base if not path.rpartition("/")[2].startswith(refresh_id)}
     if foreign or base - current:
+        if lease is not None:
+            lease.check()
         table.restore(published)
 
 
 def read_files(store: Store, name: str, version: int, columns: list[str]) -> pa.Table:
     """Columns of all rows of a table at a Delta version; the partition column is not in the files."""
-    paths = sorted(table_files(open_table(store, name, version)))
-    stored = pa.schema([field for field in SCHEMAS[name] if field.name not in _PARTITION_BY.get(name, [])])
+    return read_data_files(store, name, sorted(table_files(open_table(store, name, version))), columns)
+
+
+def read_data_files(store: Store, name: str, paths: list[str], columns: list[str] | None = None) -> pa.Table:
+    """Columns of all rows of some files of a table; those that an older contract did not have are null."""
+    stored = file_schema(name)
     if not paths:
-        return stored.empty_table().select(columns)
+        return stored.empty_table().select(columns or stored.names)
     full_paths = [store.path(f"{name}/{path}") for path in paths]
     dataset = pads.dataset(full_paths, schema=stored, format="parquet", filesystem=store.filesystem, partitioning=None)
     return dataset.to_table(columns=columns)
+
+
+def file_schema(name: str) -> pa.Schema:
+    """The columns of a table's files: all but the one it is partitioned by, whose value is in the path."""
+    return pa.schema([field for field in SCHEMAS[name] if field.name not in _PARTITION_BY.get(name, [])])
 
 
 def _check_file(store: Store, path: str, size: int) -> None:

@@ -1,4 +1,4 @@
-"""``coca data``: refresh a dataset from a table of links, and look at one."""
+"""``coca data``: the group of commands on datasets, and ``refresh``."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,36 +6,74 @@ from typing import Any
 
 import click
 
+from jobs.commands.data_keeping import compact, diff, history, purge, rollback, vacuum, verify, withdraw
+from jobs.commands.data_seeing import explain, report, show
+from jobs.commands.data_selection import retokenize, select
+from jobs.commands.data_transfer import export, import_command
 from jobs.commands.options import coca_command, config_options
 
 
 @click.group()
 def command() -> None:
-    """Download, filter, tokenize and publish a dataset; look at one."""
+    """Download, filter, tokenize and publish a dataset; look at it, keep it, change it."""
+
+
+for each in (
+    *(show, report, explain, select, retokenize, import_command, export),
+    *(history, diff, verify, rollback, withdraw, purge, compact, vacuum),
+):
+    command.add_command(each)
 
 
 @command.command(
     epilog="""\b
 Examples:
   coca data refresh --links links.parquet --to data/mine --tokenizer tokenizer.json
-  coca data refresh --links 's3://bucket/links/*.parquet' --to s3://bucket/mine \\
-    --url-column URL --caption-column TEXT
+  coca data refresh --links 's3://bucket/laion/*.parquet' --columns laion --preset laion400m --to s3://bucket/mine
+  coca data refresh --links links.csv --to data/mine --dry-run
   coca data refresh --links links.csv --to data/mine --set image.size=384 --set fetch.timeout_s=10
+  coca data refresh --links new.parquet --to data/mine --set recheck.max_stored=10000 --set budget.max_minutes=60
 """
 )
-@click.option("--links", metavar="URI", help="Parquet or CSV: a file, a folder or a pattern, on disk or s3://.")
+@click.option("--links", metavar="URI", help="Parquet, CSV or JSON lines: a file, folder or pattern; https:// s3://.")
 @click.option("--to", metavar="DATASET", help="The dataset: a folder or s3://BUCKET/PREFIX.")
 @click.option("--tokenizer", metavar="FILE", help="Needed for a new dataset; later its own is used.")
+@click.option(
+    "--preset", metavar="NAME", help="The rules of a published dataset.  [align, coyo, laion400m, cc12m, ...]"
+)
+@click.option(
+    "--columns", metavar="NAME", help="The columns of a published table.  [laion, datacomp, coyo, cc3m, cc12m]"
+)
 @click.option("--url-column", metavar="NAME", help="Column with the urls.  [default: url]")
 @click.option("--caption-column", metavar="NAME", help="Column with the captions.  [default: caption]")
+@click.option(
+    "--scorer",
+    "scorers",
+    multiple=True,
+    metavar="CKPT|MODULE:FUNCTION",
+    help="Score what is stored, before the selection. May be repeated.",
+)
+@click.option("--scorer-actors", type=click.IntRange(min=1), default=1, show_default=True, help="Copies of a scorer.")
+@click.option("--scorer-gpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="GPUs of each copy.")
+@click.option("--dry-run", is_flag=True, help="Ask a sample of the links and estimate; nothing is published.")
+@click.option(
+    "--sample", type=click.IntRange(min=1), default=1000, show_default=True, metavar="N", help="Urls of a dry run."
+)
 @config_options
 @coca_command
 def refresh(
     links: str | None,
     to: str | None,
     tokenizer: str | None,
+    preset: str | None,
+    columns: str | None,
     url_column: str | None,
     caption_column: str | None,
+    scorers: tuple[str, ...],
+    scorer_actors: int,
+    scorer_gpus: float,
+    dry_run: bool,
+    sample: int,
     config_file: Path | None,
     sets: tuple[str, ...],
 ) -> dict[str, Any]:
@@ -43,43 +81,35 @@ def refresh(
 
     The same command again fetches nothing where nothing is due, and goes on where it was killed.
     """
-    from coca.typed_config import build_config, resolve_config
+    from coca.typed_config import lay_over
     from jobs.cluster import connect
-    from pipelines.config import RefreshConfig
+    from jobs.refresh_settings import resolve_refresh
     from pipelines.refresh import refresh as run_refresh
 
-    values = resolve_config(RefreshConfig(), config_file, sets).model_dump()
-    for key, value in {"to": to, "tokenizer": tokenizer}.items():
-        values[key] = value if value is not None else values[key]
-    for key, value in {"uri": links, "url_column": url_column, "caption_column": caption_column}.items():
-        values["links"][key] = value if value is not None else values["links"][key]
-    result = run_refresh(build_config(RefreshConfig, values), start_ray=connect)
+    named = {"uri": links, "columns": columns, "url_column": url_column, "caption_column": caption_column}
+    flags: dict[str, Any] = {
+        key: value for key, value in {"to": to, "tokenizer": tokenizer}.items() if value is not None
+    }
+    flags["links"] = {key: value for key, value in named.items() if value is not None}
+    config = lay_over(resolve_refresh(preset, config_file, sets), flags)
+    if dry_run:
+        from pipelines.estimate import estimate
+
+        found = estimate(config, sample)
+        click.echo(_describe_estimate(found))
+        return asdict(found)
+    specs = []
+    if scorers:
+        from jobs.scorers import scorer_spec
+
+        specs = [scorer_spec(text, actors=scorer_actors, gpus=scorer_gpus) for text in scorers]
+    result = run_refresh(config, scorers=specs, start_ray=connect)
     click.echo(_describe_refresh(result))
     return asdict(result)
 
 
-@command.command(
-    epilog="""\b
-Examples:
-  coca data show data/mine
-  coca data show s3://bucket/mine --version 3 --rows 10
-"""
-)
-@click.argument("dataset")
-@click.option("--version", type=int, help="By default the latest.")
-@click.option("--rows", type=click.IntRange(min=0), default=5, show_default=True, help="Samples to list.")
-@coca_command
-def show(dataset: str, version: int | None, rows: int) -> dict[str, Any]:
-    """A version of a dataset: its tables, tokenizer, last funnel and first samples."""
-    from coca.dataset import Dataset, list_versions
-
-    opened = Dataset(dataset, version)
-    record, first = opened.record, _first_samples(opened, rows)
-    for line in _describe_record(record.model_dump(), list_versions(opened.store)):
-        click.echo(line)
-    for row in first:
-        click.echo(f"  {row['width']:>5} x {row['height']:<5} {row['format']:<5} {row['caption']!r}  {row['url']}")
-    return {"dataset": opened.store.uri, "record": record.model_dump(mode="json"), "samples": first}
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flags.items() if value is not None}
 
 
 def _describe_refresh(result: Any) -> str:
@@ -94,35 +124,21 @@ def _describe_refresh(result: Any) -> str:
         )
     else:
         done = f"{result.dataset}: nothing due; version {result.version} stands with {result.version_samples:,} samples"
+    if result.withdrawn:
+        done += f"\n{result.withdrawn:,} stored samples have opted out since: they are in no version from now on"
     return f"{render_funnel(funnel)}\n\n{done}\nlook at it: coca data show {result.dataset}"
 
 
-def _describe_record(record: dict[str, Any], versions: list[int]) -> list[str]:
-    from pipelines.funnel import Funnel, render_funnel
-
-    tokenizer, funnel = record["tokenizer"], record["funnel"]
-    tables = (f"{name} {record[name]['rows']:,} rows in {record[name]['files']:,} files" for name in _TABLES)
-    return [
-        f"version {record['version']} of {len(versions)} (latest {versions[-1]}), made {record['created_at']} "
-        f"by coca {record['code_version']}",
-        f"samples: {record['selected']:,} selected of {record['samples']['rows']:,} stored",
-        f"tables: {', '.join(tables)}",
-        f"tokenizer: {tokenizer['fingerprint']}, {tokenizer['vocab_size']:,} entries",
-        "",
-        "the refresh that published it:",
-        render_funnel(Funnel(**{key: funnel[key] for key in Funnel.model_fields})),
-        "",
+def _describe_estimate(found: Any) -> str:
+    low, high = 100 * found.admitted_share_low, 100 * found.admitted_share_high
+    lines = [
+        f"{found.links:,} links: {found.standing:,} stand already, {found.due_urls:,} urls are due",
+        f"asked {found.asked_urls:,} of them: {100 * found.admitted_share:.1f} % admitted "
+        f"(95 % interval {low:.1f} to {high:.1f} %)",
+        *(f"  {count:>8,}  {reason}" for reason, count in found.reasons.items()),
+        f"expected: {found.expected_samples:,} samples before selection, "
+        f"{found.expected_download_bytes / 1e9:,.2f} GB to download, "
+        f"{found.expected_stored_bytes / 1e9:,.2f} GB to store",
+        f"one worker here asked {found.urls_per_s:,.0f} urls/s",
     ]
-
-
-_TABLES = ("samples", "annotations", "links")
-
-
-def _first_samples(dataset: Any, wanted: int) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for index in range(dataset.row_groups.num_rows):
-        if len(rows) >= wanted:
-            break
-        columns = ("sample_id", "url", "caption", "format", "width", "height")
-        rows += dataset.read_row_group(index, columns=columns).slice(0, wanted - len(rows)).to_pylist()
-    return rows
+    return "\n".join(lines)

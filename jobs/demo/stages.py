@@ -100,7 +100,14 @@ def refresh_config(folders: Folders) -> Any:
         tokenizer=str(folders.tokenizer),
         links=LinksConfig(uri=str(folders.web.links)),
         fetch=FetchConfig(
-            allow_networks=("127.0.0.0/8",), timeout_s=2.0, backoff_s=0.2, concurrency_per_host=16, workers=1
+            allow_networks=("127.0.0.0/8",),
+            timeout_s=2.0,
+            backoff_s=0.2,
+            workers=1,
+            # One small server of our own is the whole web.
+            connections_per_domain=16,
+            requests_per_second_per_domain=10_000,
+            breaker_failures=1000,
         ),
         image=ImageConfig(
             limits=ImageLimits(min_side=32, max_aspect_ratio=5.0),

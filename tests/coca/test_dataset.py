@@ -1,13 +1,18 @@
 """Opening a dataset: whole, or refused with the file and the way out."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from coca.config import TrainConfig
 from coca.dataset import Dataset
 from coca.errors import BadInput
+from coca.withdrawn import WITHDRAWN, append_withdrawn
 
 MakeDataset = Callable[..., Dataset]
 
@@ -75,3 +80,102 @@ def test_a_record_that_is_none_is_refused(make_dataset: MakeDataset, text: str) 
     (Path(dataset.store.root) / "versions/1.json").write_text(text)
     with pytest.raises(BadInput, match=r"versions/1.json"):
         Dataset(dataset.store.uri)
+
+
+def withdraw(dataset: Dataset, *numbers: int, path: str = "part-00000.parquet", row_group: int = 0) -> None:
+    """Put samples of one row group on the list."""
+    rows = [
+        {
+            "sample_id": f"{number:032x}",
+            "samples_path": path,
+            "row_group": row_group,
+            "reason": "takedown",
+            "withdrawn_at": 0,
+        }
+        for number in numbers
+    ]
+    assert append_withdrawn(dataset.store, pa.Table.from_pylist(rows, schema=WITHDRAWN), f"w{numbers[0]}-{row_group}")
+
+
+def ids(table: pa.Table) -> list[int]:
+    return [int(key, 16) for key in table["sample_id"].to_pylist()]
+
+
+def test_withdrawn_rows_are_in_no_table_and_no_count(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset(unselected=(1, 5))
+    withdraw(dataset, 0, 1)
+    withdraw(dataset, 13, path="part-00001.parquet", row_group=0)
+    opened = Dataset(dataset.store.uri)
+    assert ids(opened.read_row_group(0)) == [2, 3]
+    everything = opened.read_row_group(0, only_selected=False)
+    assert ids(everything) == [2, 3]
+    assert everything["selected"].to_pylist() == [True, True]
+    assert ids(opened.read_row_group(3)) == [10, 11, 12]
+    assert ids(opened.read_row_group(1)) == [4, 6, 7]
+    assert opened.row_groups["selected"].to_pylist() == [2, 3, 2, 3, 4, 2, 4, 4, 2]
+    assert opened.recorded_row_groups["selected"].to_pylist() == [3, 3, 2, 4, 4, 2, 4, 4, 2]
+    assert opened.row_groups["rows"].to_pylist() == opened.recorded_row_groups["rows"].to_pylist()
+    for place, selected in enumerate(opened.row_groups["selected"].to_pylist()):
+        assert opened.read_row_group(place).num_rows == selected
+
+
+def test_a_worker_sees_the_list_of_its_parent(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset()
+    withdraw(dataset, 0)
+    parent = Dataset(dataset.store.uri)
+    pickled = pickle.dumps(parent)
+    withdraw(dataset, 2)
+    worker = pickle.loads(pickled)
+    assert worker.withdrawn.digest == parent.withdrawn.digest
+    assert ids(worker.read_row_group(0)) == ids(parent.read_row_group(0)) == [1, 2, 3]
+    assert worker.record == parent.record
+    # Opened anew, both are gone; the one opened before anything was withdrawn has them still.
+    assert ids(Dataset(dataset.store.uri).read_row_group(0)) == [1, 3]
+    assert ids(dataset.read_row_group(0)) == [0, 1, 2, 3]
+
+
+def test_only_affected_row_groups_are_read_for_the_counts(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset()
+    withdraw(dataset, 25, path="part-00002.parquet", row_group=1)
+    for name in ("part-00000.parquet", "part-00001.parquet"):
+        dataset.store.delete(f"annotations/{name}")
+    assert Dataset(dataset.store.uri).row_groups["selected"].to_pylist() == [4, 4, 2, 4, 4, 2, 4, 3, 2]
+
+
+def test_a_list_without_the_place_of_a_sample_never_shows_it(make_dataset: MakeDataset) -> None:
+    """The counts cannot leave it out, so the row group is refused rather than shown or counted wrongly."""
+    dataset = make_dataset()
+    withdraw(dataset, 3, path="another.parquet")
+    with pytest.raises(BadInput, match=r"row group 0 has 3 selected rows, the index says 4.*`coca data verify`"):
+        Dataset(dataset.store.uri).read_row_group(0)
+
+
+def test_a_damaged_list_opens_nothing(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset()
+    dataset.store.write("withdrawn/w.parquet", b"no parquet")
+    with pytest.raises(BadInput, match=r"withdrawn/w.parquet cannot be read"):
+        Dataset(dataset.store.uri).read_row_group(0)
+
+
+def test_training_never_sees_what_is_withdrawn(make_dataset: MakeDataset, tiny_train: TrainConfig) -> None:
+    from coca.feed import Feed
+
+    dataset = make_dataset()
+    withdraw(dataset, 0, 3)
+    withdraw(dataset, 28, 29, path="part-00002.parquet", row_group=2)
+    opened = Dataset(dataset.store.uri)
+    feed = Feed(opened, tiny_train, rank=0, world_size=1)
+    seen = [row for number in range(12) for row in feed.batch(number).tokens_BT.tolist()]
+    numbers = {int(opened.tokenizer.decode(row).split()[-1]) for row in seen}
+    assert numbers == set(range(30)) - {0, 3, 28, 29}
+
+
+def test_columns_that_an_older_contract_did_not_have_are_null(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset()
+    path = Path(dataset.store.root) / "samples/part-00000.parquet"
+    table = pq.read_table(path).drop_columns("extra")
+    pq.write_table(table, path, row_group_size=4)
+    read = dataset.read_row_group(0, columns=("extra", "sample_id"))
+    assert read.column_names == ["extra", "sample_id", "tokens"]
+    assert read["extra"].to_pylist() == [None] * 4
+    assert read.schema.field("extra").type == pa.string()

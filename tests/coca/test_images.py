@@ -1,9 +1,7 @@
 """Untrusted bytes: what is refused and why, what comes out right, and what changes size how."""
 
-import contextlib
 import io
 import pickle
-import random
 import struct
 import zlib
 
@@ -22,7 +20,6 @@ from coca.images import (
     phash,
     probe,
     resize,
-    resized_size,
 )
 
 # pytest starts every test with filters of its own: the one that coca.images sets, again.
@@ -105,14 +102,55 @@ def test_damaged_in_the_middle_is_corrupt() -> None:
     assert reason_for(bytes(data)) is Reason.CORRUPT_IMAGE
 
 
+def scan_start(data: bytes) -> int:
+    return data.rindex(b"\xff\xda") + 14
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("subsampling", [0, 2])
+@pytest.mark.parametrize("restart", [0, 3])
+def test_a_jpeg_whose_data_ends_before_its_picture_is_truncated(mode: str, subsampling: int, restart: int) -> None:
+    """libjpeg fills the rest with grey and only warns, which Pillow hides."""
+    image = noise(200, 160).convert(mode)
+    data = saved(image, "jpeg", subsampling=subsampling, restart_marker_blocks=restart)
+    half = scan_start(data) + (len(data) - scan_start(data)) // 2
+    assert decode_rgb(data, LIMITS).size == (200, 160)
+    assert reason_for(data[:half] + b"\xff\xd9") is Reason.TRUNCATED_IMAGE
+    if not restart:  # a restart marker puts the decoder back in step: one patch is wrong, the end is not
+        assert reason_for(data[: half - 1024] + data[half:]) is Reason.TRUNCATED_IMAGE
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 2}])
+def test_a_jpeg_that_ends_in_grey_is_complete(options: dict[str, object]) -> None:
+    picture = smooth(120, 90)
+    picture.paste((128, 128, 128), (60, 40, 120, 90))
+    for image in (picture, Image.new("RGB", (33, 17), (128, 128, 128)), Image.new("L", (8, 8), 128)):
+        data = saved(image, "jpeg", **options)
+        for trailing in (b"", b"\0\0", b"behind the picture \xff\xd9"):
+            decoded = decode_rgb(data + trailing, LIMITS)
+            assert decoded.getpixel((image.width - 1, image.height - 1)) == (128, 128, 128)
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_a_decoder_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(smooth(64, 64), "jpeg", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    bomb = data[:last] + data[last:-2] * 70 + b"\xff\xd9"
+    preview = data[:2] + b"\xff\xe1" + struct.pack(">H", 402) + b"\xff\xda" * 200 + data[2:]
+    for harmless in (data, data[:last] + data[last:-2] * 20 + b"\xff\xd9", preview, data + b"\xff\xda" * 100):
+        assert decode_rgb(harmless, LIMITS).size == (64, 64)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("Pillow was asked"))
+    assert reason_for(bomb) is Reason.CORRUPT_IMAGE
+
+
 def test_limits_are_held_against_the_header() -> None:
     data = saved(smooth(200, 50), "png")
     assert reason_for(data, ImageLimits(max_bytes=len(data) - 1)) is Reason.BODY_TOO_LARGE
+    assert reason_for(data, ImageLimits(min_bytes=len(data) + 1)) is Reason.BODY_TOO_SMALL
     assert reason_for(data, ImageLimits(max_pixels=9_999)) is Reason.TOO_MANY_PIXELS
     assert reason_for(data, ImageLimits(min_side=51)) is Reason.IMAGE_TOO_SMALL
     assert reason_for(data, ImageLimits(max_aspect_ratio=3.99)) is Reason.ASPECT_RATIO
     assert reason_for(data, ImageLimits(formats=("jpeg",))) is Reason.NOT_AN_IMAGE
-    exact = ImageLimits(max_bytes=len(data), max_pixels=10_000, min_side=50, max_aspect_ratio=4)
+    exact = ImageLimits(min_bytes=len(data), max_bytes=len(data), max_pixels=10_000, min_side=50, max_aspect_ratio=4)
     assert decode_rgb(data, exact).size == (200, 50)
 
 
@@ -198,34 +236,6 @@ def test_scaled_decoding_of_jpeg_keeps_twice_the_wanted_side() -> None:
     assert np.abs(small - full).mean() < 1.0
 
 
-@pytest.mark.parametrize(
-    ("mode", "size", "expected"),
-    [
-        ("no", 10, (300, 200)),
-        ("keep_ratio", 100, (150, 100)),
-        ("keep_ratio", 250, (300, 200)),
-        ("keep_ratio_largest", 150, (150, 100)),
-        ("keep_ratio_largest", 400, (300, 200)),
-        ("center_crop", 64, (64, 64)),
-        ("center_crop", 256, (256, 256)),
-        ("border", 64, (64, 64)),
-        ("border", 512, (512, 512)),
-    ],
-)
-def test_resize_modes(mode: str, size: int, expected: tuple[int, int]) -> None:
-    image = smooth(300, 200)
-    assert resize(image, mode, size).size == expected  # type: ignore[arg-type]
-    assert resized_size(300, 200, mode, size) == expected  # type: ignore[arg-type]
-
-
-def test_border_is_white_and_centred() -> None:
-    square = resize(Image.new("RGB", (40, 20), "black"), "border", 40)
-    pixels = np.asarray(square)[:, :, 0]
-    assert (pixels[:10] == 255).all()
-    assert (pixels[10:30] == 0).all()
-    assert (pixels[30:] == 255).all()
-
-
 def test_encode_gives_the_format_asked_for() -> None:
     for kind in ("jpeg", "png", "webp"):
         assert probe(encode(smooth(30, 30), kind, 90), LIMITS).format == kind  # type: ignore[arg-type]
@@ -235,8 +245,9 @@ def test_encode_gives_the_format_asked_for() -> None:
 
 
 def test_phash_follows_its_definition() -> None:
-    image = smooth(96, 96, seed=3)
-    grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=float)
+    image = smooth(300, 200, seed=3)
+    small = image.convert("L").resize((32, 32), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    grey = np.asarray(small, dtype=float)
     values = []
     for u in range(8):
         for v in range(8):
@@ -277,38 +288,3 @@ def test_a_problem_survives_pickling() -> None:
     problem = ImageProblem(Reason.CORRUPT_IMAGE, "png: broken")
     assert pickle.loads(pickle.dumps(problem)).reason is Reason.CORRUPT_IMAGE
     assert str(problem) == "corrupt_image: png: broken"
-
-
-def _fuzz(rounds: int, seed: int) -> None:
-    """Whatever is done to an image, it decodes to RGB or is refused with a reason."""
-    random_ = random.Random(seed)
-    limits = ImageLimits(max_pixels=1_000_000)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    originals = [
-        saved(smooth(40, 30), "jpeg", exif=exif),
-        saved(smooth(40, 30), "jpeg", progressive=True),
-        saved(smooth(40, 30).convert("CMYK"), "jpeg"),
-        saved(smooth(40, 30).convert("P"), "png", transparency=3),
-        saved(Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40)), "png"),
-        saved(smooth(40, 30).convert("RGBA"), "webp", exif=exif),
-        saved(smooth(40, 30), "gif", save_all=True, append_images=[smooth(40, 30, 1)]),
-    ]
-    for _ in range(rounds):
-        data = bytearray(random_.choice(originals))
-        for _ in range(random_.randint(1, 8)):
-            place = int(len(data) * random_.random() ** random_.choice([1, 3]))
-            data[place] = random_.choice([0, 0xFF, random_.randrange(256)])
-        data = data[: random_.choice([len(data), random_.randrange(len(data))])]
-        with contextlib.suppress(ImageProblem):
-            assert decode_rgb(bytes(data), limits).mode == "RGB"
-
-
-def test_damaged_bytes_never_escape() -> None:
-    _fuzz(400, seed=1)
-
-
-@pytest.mark.soak
-def test_damaged_bytes_never_escape_long() -> None:
-    for seed in range(100):
-        _fuzz(2000, seed=seed)

@@ -37,13 +37,23 @@ def test_parquet_on_s3(s3: str, tmp_path: Path):
     assert read(f"{s3}/links.parquet") == ["a red cat"]
 
 
+def test_a_published_table_without_a_header(tmp_path: Path):
+    (tmp_path / "cc3m.tsv").write_text("a red cat\thttp://a\n")
+    assert [text for batch in read_column(str(tmp_path), "caption", "cc3m") for text in batch] == ["a red cat"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "column", "message"),
     [
-        ("links.csv", "url,text\na,b\n", "caption", "has no column 'caption'. Give --column, one of: url, text"),
-        ("links.csv", "", "caption", "cannot be read: .*Empty CSV file"),
+        (
+            "links.csv",
+            "url,text\na,b\n",
+            "caption",
+            "no column 'caption'. .*It has url, text; name yours with --column",
+        ),
+        ("links.csv", "", "caption", "has no column 'caption'. It has none"),
         ("links.parquet", "not parquet at all", "caption", "cannot be read: .*magic bytes"),
-        ("links.json", "{}", "caption", "holds no .parquet, .csv, .tsv file"),
+        ("links.json", "{}", "caption", "links.json is no Parquet, CSV, TSV or JSON lines file by its name"),
     ],
 )
 def test_tables_that_cannot_be_read(tmp_path: Path, name: str, content: str, column: str, message: str):
@@ -52,12 +62,12 @@ def test_tables_that_cannot_be_read(tmp_path: Path, name: str, content: str, col
         read(tmp_path / name, column)
 
 
-def test_missing_mixed_and_numeric(tmp_path: Path):
-    with pytest.raises(BadInput, match="there is nothing at"):
+def test_missing_mixed_and_nested(tmp_path: Path):
+    with pytest.raises(BadInput, match=r"nope\.csv does not exist"):
         read(tmp_path / "nope.csv")
-    pq.write_table(pa.table({"caption": [1, 2]}), tmp_path / "1.parquet")
-    with pytest.raises(BadInput, match="holds int64, not text"):
-        read(tmp_path)
-    (tmp_path / "2.csv").write_text("caption\na\n")
-    with pytest.raises(BadInput, match="mixes csv and parquet files"):
+    pq.write_table(pa.table({"caption": ["b"]}), tmp_path / "2.parquet")
+    (tmp_path / "1.csv").write_text("caption\na\n")
+    assert read(tmp_path) == ["a", "b"]
+    pq.write_table(pa.table({"caption": [[1, 2]]}), tmp_path / "3.parquet")
+    with pytest.raises(BadInput, match=r"holds list<.*not text"):
         read(tmp_path)

@@ -19,10 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from coca.tokenizer import Tokenizer, train_bpe
+from coca.tokenizer import train_bpe
 from pipelines.config import RefreshConfig
-from pipelines.parts import FetchPart, PartDone, write_part
-from pipelines.staging import Staging
 
 
 def picture(name: str, size: tuple[int, int] = (80, 64), kind: str = "JPEG", mode: str = "RGB") -> bytes:
@@ -195,12 +193,20 @@ def refresh_config(web: Web, tmp_path: Path, tokenizer_file: Path) -> Callable[.
             "to": str(tmp_path / "dataset"),
             "tokenizer": str(tokenizer_file),
             "links": {"uri": str(path)},
-            "fetch": {"allow_networks": ["127.0.0.0/8"], "timeout_s": 1.0, "retries": 1, "backoff_s": 0.01},
+            "fetch": {
+                "allow_networks": ["127.0.0.0/8"],
+                "timeout_s": 1.0,
+                "retries": 1,
+                "backoff_s": 0.01,
+                "breaker_failures": 100,  # the pages of this web all lie on one host
+                "requests_per_second_per_domain": 10_000,
+                "robots_txt": False,  # or every count of requests has one more for each host
+            },
             "image": {"limits": {"min_side": 32, "max_bytes": 100_000}},
-            "publish": {"rows_per_row_group": 4, "links_per_part": 8, "links_per_batch": 16},
+            "publish": {"rows_per_row_group": 4, "links_per_part": 8, "links_per_batch": 16, "lease_s": 2.0},
         }
         for key, value in settings.items():
-            values[key] = {**values[key], **value} if isinstance(value, dict) else value
+            values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
         return RefreshConfig.model_validate(values)
 
     return build
@@ -208,19 +214,16 @@ def refresh_config(web: Web, tmp_path: Path, tokenizer_file: Path) -> Callable[.
 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stages of the job called one after the other in this process, for tests of what stands around them."""
+    """The parts of a job one after the other in this process, for tests of what stands around them."""
+    from pipelines.parts import FetchJob, FetchPart, PartDone
 
-    def run_parts(
-        parts: list[pa.Table], config: RefreshConfig, staging: Staging, tokenizer: Tokenizer
-    ) -> Iterator[PartDone]:
-        fetch = FetchPart(config)
-        for part in parts:
-            report = write_part(
-                fetch(part),
-                staging=staging,
-                tokenizer=tokenizer,
-                rows_per_row_group=config.publish.row_group_rows,
-            ).to_pylist()[0]
-            yield PartDone(**{**report, "verdicts": Counter(json.loads(report["verdicts"]))})
+    def run_parts(parts: list[tuple[int, int]], job: FetchJob) -> Iterator[PartDone]:
+        worker = FetchPart(job)
+        try:
+            for batch, part in parts:
+                report = worker({"batch": batch, "part": part})
+                yield PartDone(**{**report, "verdicts": Counter(json.loads(report["verdicts"]))})
+        finally:
+            worker.close()
 
     monkeypatch.setattr("pipelines.run.run_parts", run_parts)

@@ -3,25 +3,38 @@
 import asyncio
 import socket
 import time
-from email.utils import formatdate
 from typing import Any
 
 import pytest
 
 from coca.contract import Reason
-from pipelines.fetch import Fetched, Fetcher, parse_retry_after, reason_of_status, user_agent
+from pipelines.fetch import Fetched, Fetcher
 from pipelines.fetch_config import FetchConfig
+from pipelines.request import Answer, Validators, user_agent
 
 MAX_BYTES = 100_000
 LOOPBACK = ("127.0.0.0/8",)
 
 
-def fetch(*urls: str, max_bytes: int = MAX_BYTES, **settings: Any) -> list[Fetched[bytes]]:
-    values = {"allow_networks": LOOPBACK, "timeout_s": 0.5, "backoff_s": 0.01, "retries": 1} | settings
+async def keep(body: bytes) -> bytes:
+    return body
+
+
+def fetch(
+    *urls: str, max_bytes: int = MAX_BYTES, min_bytes: int = 0, validators: Validators | None = None, **settings: Any
+) -> list[Fetched[bytes]]:
+    values = {
+        "allow_networks": LOOPBACK,
+        "timeout_s": 0.5,
+        "backoff_s": 0.01,
+        "retries": 1,
+        "robots_txt": False,
+        "requests_per_second_per_domain": 1e6,
+    } | settings
 
     async def run() -> list[Fetched[bytes]]:
-        async with Fetcher(FetchConfig(**values), max_bytes, lambda body: body) as fetcher:
-            return list(await asyncio.gather(*map(fetcher.fetch, urls)))
+        async with Fetcher(FetchConfig(**values), max_bytes, keep, min_bytes=min_bytes) as fetcher:
+            return list(await asyncio.gather(*(fetcher.fetch(url, validators=validators) for url in urls)))
 
     return asyncio.run(run())
 
@@ -58,7 +71,8 @@ def test_who_asks_is_said_and_nothing_more_is_sent(web: Any, pages: Any) -> None
         (lambda p: p.answer(429), Reason.RATE_LIMITED, 429, 2),
         (lambda p: p.answer(500), Reason.SERVER_ERROR, 500, 2),
         (lambda p: p.answer(503), Reason.SERVER_ERROR, 503, 2),
-        (lambda p: p.trickle, Reason.TIMEOUT, None, 2),
+        (lambda p: p.trickle, Reason.TIMEOUT, 200, 1),
+        (lambda p: p.answer(200, b"x", "tdm-reservation: 1"), Reason.TDM_RESERVED, 200, 1),
         (lambda p: p.hang, Reason.TIMEOUT, None, 2),
         (lambda p: p.not_http, Reason.SERVER_ERROR, None, 2),
         (lambda p: p.endless, Reason.BODY_TOO_LARGE, 200, 1),
@@ -87,7 +101,8 @@ def test_the_verdict_on_a_page(
 def test_a_server_that_hangs_up_is_a_connect_error(web: Any, pages: Any) -> None:
     web.pages["/page"] = pages.hang_up
     (got,) = fetch(f"{web.url}/page")
-    assert got.reason is Reason.CONNECT_ERROR
+    assert (got.reason, got.requests) == (Reason.CONNECT_ERROR, 2)
+    assert web.requests["/page"] == 2  # none behind our back
 
 
 def test_a_closed_port_is_a_connect_error_without_a_request() -> None:
@@ -151,12 +166,10 @@ def test_retry_after_is_waited_for_up_to_the_cap(web: Any, pages: Any) -> None:
 
 
 def test_backoff_doubles_up_to_its_cap_and_varies() -> None:
-    from pipelines.fetch import _Answer
-
     async def waits() -> list[list[float | None]]:
         config = FetchConfig(retries=6, backoff_s=1, max_backoff_s=8)
-        fetcher: Fetcher[bytes] = Fetcher(config, 1, lambda body: body)
-        failed = _Answer(Reason.TIMEOUT)
+        fetcher: Fetcher[bytes] = Fetcher(config, 1, keep)
+        failed = Answer(Reason.TIMEOUT)
         return [[fetcher._wait_before_retry(failed, attempt) for _ in range(50)] for attempt in range(7)]
 
     measured = asyncio.run(waits())
@@ -165,22 +178,15 @@ def test_backoff_doubles_up_to_its_cap_and_varies() -> None:
     assert measured[6] == [None] * 50
 
 
-def test_the_deadline_is_for_the_whole_attempt(web: Any, pages: Any) -> None:
-    web.pages["/a"] = pages.trickle
-    started = time.monotonic()
-    fetch(f"{web.url}/a", timeout_s=0.4, retries=0)
-    assert time.monotonic() - started < 2.0
-
-
 def test_requests_in_flight_are_bounded_per_host_and_in_all(web: Any, pages: Any) -> None:
     for number in range(12):
         web.pages[f"/{number}"] = pages.answer(200, b"x", delay_s=0.05)
     urls = [f"{web.url}/{number}" for number in range(12)]
-    assert all(got.result == b"x" for got in fetch(*urls, concurrency_per_host=3, timeout_s=5))
+    assert all(got.result == b"x" for got in fetch(*urls, connections_per_domain=3, timeout_s=5))
     assert web.most_in_flight == 3
     assert web.connections == 3  # kept alive
     web.most_in_flight = 0
-    fetch(*urls, concurrency_per_host=9, concurrency_per_worker=5, timeout_s=5)
+    fetch(*urls, connections_per_domain=9, concurrency_per_worker=5, timeout_s=5)
     assert web.most_in_flight == 5
 
 
@@ -188,15 +194,17 @@ def test_bodies_in_flight_are_bounded_in_bytes(web: Any, pages: Any) -> None:
     held, most = 0, 0
 
     async def run() -> None:
-        config = FetchConfig(allow_networks=LOOPBACK, max_bytes_in_flight=2500, decode_threads=8, timeout_s=0.3)
+        config = FetchConfig(
+            allow_networks=LOOPBACK, max_bytes_in_flight=2500, timeout_s=0.3, robots_txt=False, concurrency_per_worker=8
+        )
         async with Fetcher(config, 1000, handle) as fetcher:
             await asyncio.gather(*(fetcher.fetch(f"{web.url}/{number}") for number in range(8)))
 
-    def handle(body: bytes) -> None:
+    async def handle(body: bytes) -> None:
         nonlocal held, most
         held += len(body)
         most = max(most, held)
-        time.sleep(0.1)
+        await asyncio.sleep(0.1)
         held -= len(body)
 
     for number in range(8):
@@ -207,26 +215,103 @@ def test_bodies_in_flight_are_bounded_in_bytes(web: Any, pages: Any) -> None:
     assert sum(web.requests.values()) == 8
 
 
-def test_retry_after_in_seconds_or_as_a_date() -> None:
-    assert parse_retry_after("120", 0) == 120
-    assert parse_retry_after(formatdate(1_000_060, usegmt=True), 1_000_000) == 60
-    assert parse_retry_after(formatdate(999_000, usegmt=True), 1_000_000) == 0
-    assert parse_retry_after("soon", 0) is None
-    assert parse_retry_after(None, 0) is None
+def test_a_page_that_has_not_changed_costs_no_body(web: Any, pages: Any) -> None:
+    web.pages["/a"] = pages.answer(304, b"", 'ETag: "v1"')
+    (same,) = fetch(f"{web.url}/a", validators=Validators('"v1"', "Mon, 01 Jan 2024 00:00:00 GMT"))
+    assert same == Fetched(status=304, requests=1, etag='"v1"', not_modified=True)
+    assert web.headers["/a"]["if-none-match"] == '"v1"'
+    assert web.headers["/a"]["if-modified-since"] == "Mon, 01 Jan 2024 00:00:00 GMT"
+    web.pages["/a"] = pages.answer(200, b"new", 'ETag: "v2"')
+    (new,) = fetch(f"{web.url}/a", validators=Validators('"v1"'))
+    assert (new.result, new.etag, new.not_modified) == (b"new", '"v2"', False)
+    web.pages["/a"] = pages.answer(304, b"", "X-Robots-Tag: noai")
+    (closed,) = fetch(f"{web.url}/a", validators=Validators('"v1"'))
+    assert (closed.reason, closed.not_modified) == (Reason.OPTED_OUT, False)
 
 
-def test_every_status_has_its_reason() -> None:
-    reasons = {status: reason_of_status(status) for status in (300, 400, 401, 404, 408, 410, 418, 429, 451, 500, 599)}
-    assert reasons == {
-        300: Reason.CLIENT_ERROR,
-        400: Reason.CLIENT_ERROR,
-        401: Reason.CLIENT_ERROR,
-        404: Reason.NOT_FOUND,
-        408: Reason.TIMEOUT,
-        410: Reason.NOT_FOUND,
-        418: Reason.CLIENT_ERROR,
-        429: Reason.RATE_LIMITED,
-        451: Reason.CLIENT_ERROR,
-        500: Reason.SERVER_ERROR,
-        599: Reason.SERVER_ERROR,
-    }
+def test_a_body_below_the_least_size_is_refused_with_or_without_a_length(web: Any, pages: Any) -> None:
+    async def without_length(writer: asyncio.StreamWriter, number: int) -> None:
+        writer.write(b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nxx\r\n0\r\n\r\n")
+
+    web.pages["/length"], web.pages["/chunked"] = pages.answer(200, b"xx"), without_length
+    web.pages["/enough"] = pages.answer(200, b"xxx")
+    small = fetch(f"{web.url}/length", f"{web.url}/chunked", f"{web.url}/enough", min_bytes=3)
+    assert [got.reason for got in small] == [Reason.BODY_TOO_SMALL, Reason.BODY_TOO_SMALL, None]
+
+
+def test_a_trickle_costs_one_deadline_or_less_and_is_not_tried_again(web: Any, pages: Any) -> None:
+    web.pages["/a"] = pages.trickle
+    started = time.monotonic()
+    slow, late = (
+        fetch(f"{web.url}/a", retries=2, **times)[0]
+        for times in ({"timeout_s": 5.0, "min_rate_grace_s": 0.2}, {"timeout_s": 0.4})
+    )
+    assert (slow.reason, slow.requests, slow.status) == (Reason.TOO_SLOW, 1, 200)
+    assert (late.reason, late.requests, late.status) == (Reason.TIMEOUT, 1, 200)
+    assert time.monotonic() - started < 2.5
+
+
+def test_a_steady_body_above_the_minimum_rate_is_left_in_peace(web: Any, pages: Any) -> None:
+    async def steady(writer: asyncio.StreamWriter, number: int) -> None:
+        writer.write(b"HTTP/1.1 200 X\r\nContent-Length: 2000\r\n\r\n")
+        for _ in range(10):
+            writer.write(b"x" * 200)
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    web.pages["/a"] = steady
+    (got,) = fetch(f"{web.url}/a", timeout_s=5, min_rate_grace_s=0.1, min_bytes_per_second=2000)
+    assert got.result == b"x" * 2000
+
+
+def test_a_failing_host_is_left_alone_and_others_are_not(web: Any, pages: Any) -> None:
+    web.pages["/a"] = pages.answer(200, b"x")
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # bound, never listening
+        gone = f"http://127.0.0.1:{held.getsockname()[1]}"
+        urls = [f"{gone}/{number}" for number in range(20)]
+        got = fetch(*urls, f"{web.url}/a", breaker_failures=3, connections_per_domain=2, retries=0)
+    reasons = [each.reason for each in got[:-1]]
+    assert reasons.count(Reason.CONNECT_ERROR) <= 4  # three, and one that was on its way
+    assert set(reasons[4:]) == {Reason.HOST_UNAVAILABLE}
+    assert got[-1].result == b"x"
+
+
+def test_a_host_that_recovers_is_found_by_a_probe(web: Any, pages: Any) -> None:
+    web.pages["/a"] = pages.in_turn(pages.hang_up, pages.hang_up, pages.answer(200, b"x"))
+
+    async def run() -> list[Fetched[bytes]]:
+        config = FetchConfig(
+            allow_networks=LOOPBACK, breaker_failures=2, breaker_open_s=0.3, retries=0, robots_txt=False
+        )
+        async with Fetcher(config, MAX_BYTES, keep) as fetcher:
+            early = [await fetcher.fetch(f"{web.url}/a") for _ in range(3)]
+            await asyncio.sleep(0.35)
+            return [*early, await fetcher.fetch(f"{web.url}/a"), await fetcher.fetch(f"{web.url}/a")]
+
+    got = asyncio.run(run())
+    assert [each.reason for each in got] == [Reason.CONNECT_ERROR] * 2 + [Reason.HOST_UNAVAILABLE, None, None]
+
+
+def test_a_retry_after_holds_for_all_links_of_the_domain(web: Any, pages: Any) -> None:
+    web.pages["/busy"] = pages.in_turn(pages.answer(429, b"", "Retry-After: 1"), pages.answer(200, b"x"))
+    web.pages["/other"] = pages.answer(200, b"x")
+    started = time.monotonic()
+    got = fetch(f"{web.url}/busy", f"{web.url}/other", connections_per_domain=1)
+    assert [each.result for each in got] == [b"x", b"x"]
+    assert time.monotonic() - started >= 1.0
+
+
+def test_an_error_of_the_handler_reaches_the_caller_and_gives_the_bytes_back(web: Any, pages: Any) -> None:
+    web.pages["/a"] = pages.answer(200, b"x" * 100)
+
+    async def fail(body: bytes) -> None:
+        raise RuntimeError("decoder gone")
+
+    async def run() -> int:
+        async with Fetcher(FetchConfig(allow_networks=LOOPBACK, robots_txt=False), 100, fail) as fetcher:
+            with pytest.raises(RuntimeError, match="decoder gone"):
+                await fetcher.fetch(f"{web.url}/a")
+            return fetcher._budget.used
+
+    assert asyncio.run(run()) == 0

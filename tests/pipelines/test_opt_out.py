@@ -1,9 +1,9 @@
-"""X-Robots-Tag: who is spoken to, and what counts."""
+"""X-Robots-Tag: who is spoken to, and what counts. tdm-reservation: 1 and nothing else."""
 
 import pytest
 
 from pipelines.fetch_config import FetchConfig
-from pipelines.opt_out import is_opted_out
+from pipelines.opt_out import is_opted_out, is_tdm_reserved
 
 DIRECTIVES = FetchConfig().opt_out_directives
 
@@ -50,3 +50,11 @@ def test_no_opt_out(headers: list[str]) -> None:
 
 def test_only_the_configured_directives_count() -> None:
     assert not is_opted_out(["noindex"], ["noai"], "coca")
+
+
+@pytest.mark.parametrize(
+    ("headers", "reserved"),
+    [(["1"], True), ([" 1 "], True), (["0", "1"], True), (["0"], False), ([], False), (["10"], False), (["true"], False)],
+)
+def test_a_reservation_of_text_and_data_mining(headers: list[str], reserved: bool) -> None:
+    assert is_tdm_reserved(headers) is reserved

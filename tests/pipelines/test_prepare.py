@@ -56,6 +56,23 @@ def test_resizing(pages: Any, settings: dict[str, Any], size: tuple[int, int]) -
     assert (image.original_width, image.original_height) == (400, 300)
 
 
+def test_enlarging_is_asked_for(pages: Any) -> None:
+    body = pages.picture("a", (90, 60))
+    assert stored(body, resize="keep_ratio_largest").image == body
+    image = stored(body, enlarge=True)
+    assert (image.width, image.height, image.original_width, image.original_height) == (150, 100, 90, 60)
+    image = stored(body, enlarge=True, resize="keep_ratio_largest")
+    assert (image.width, image.height) == (100, 67)
+
+
+def test_the_header_is_read_once(pages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr("pipelines.prepare.probe", lambda *args: calls.append(args) or probe(*args))
+    monkeypatch.setattr("coca.images.probe", lambda *_: pytest.fail("probed again"))
+    assert prepare(pages.picture("a"), ImageConfig(size=64)).stored is not None
+    assert len(calls) == 1
+
+
 def test_a_format_not_stored_is_encoded_anew(pages: Any) -> None:
     image = stored(pages.picture("a", (90, 60), "png"), store_formats=("jpeg",), encode_format="webp")
     assert (image.format, image.width, image.height) == ("webp", 90, 60)
@@ -87,6 +104,7 @@ def test_a_refused_body_keeps_its_digest(pages: Any) -> None:
     refusals = {
         Reason.NOT_AN_IMAGE: (b"<html>", LIMITS),
         Reason.TRUNCATED_IMAGE: (body[: len(body) // 2], LIMITS),
+        Reason.BODY_TOO_SMALL: (body, ImageLimits(min_bytes=len(body) + 1)),
         Reason.IMAGE_TOO_SMALL: (body, ImageLimits(min_side=61)),
         Reason.ASPECT_RATIO: (body, ImageLimits(max_aspect_ratio=1.4)),
         Reason.TOO_MANY_PIXELS: (body, ImageLimits(max_pixels=5399)),

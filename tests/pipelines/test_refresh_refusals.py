@@ -16,21 +16,21 @@ from tests.pipelines.test_refresh import Build, pictures
 def test_a_stranger_in_the_tables_is_found_out(
     web: Any, pages: Any, refresh_config: Build, without_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines import run
+    from pipelines import finish
     from pipelines.tables import DataFile, commit_files
 
     config = refresh_config(pictures(web, pages, "a", "b"))
-    publish = run.publish_version
+    publish = finish.publish_version
 
     def meanwhile(store: Store, *arguments: Any) -> Any:
         store.write("samples/stranger.parquet", b"bytes")
         commit_files(store, "samples", [DataFile(path="stranger.parquet", size=5, rows=1)], "stranger", 0)
         return publish(store, *arguments)
 
-    monkeypatch.setattr(run, "publish_version", meanwhile)
+    monkeypatch.setattr(finish, "publish_version", meanwhile)
     with pytest.raises(RunFailed, match="holds 1 files of others and lacks 0 of ours"):
         refresh(config)
-    monkeypatch.setattr(run, "publish_version", publish)
+    monkeypatch.setattr(finish, "publish_version", publish)
     assert refresh(config).samples == 2  # the stranger never published: its file is taken out
     assert len(DeltaTable(f"{config.to}/samples").file_uris()) == 1
 
