@@ -19,7 +19,7 @@ from pipelines.fetch_config import FetchConfig
 
 FAST, SLOW = "127.0.0.1", "127.0.0.2"
 DELAY_S = {FAST: 0.02, SLOW: 1.0}
-CONNECTIONS, RATE, LINKS, ROUNDS = 8, 250.0, 1000, 5
+CONNECTIONS, RATE, LINKS, ROUNDS = 8, 100.0, 300, 5
 BODY = b"x" * 8192
 
 
@@ -96,7 +96,7 @@ async def _serve(pipe: Connection) -> None:
                     continue
                 await asyncio.sleep(DELAY_S[host])
                 writer.write(b"HTTP/1.1 200 X\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY)
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
             open_now[host] -= 1

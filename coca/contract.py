@@ -215,11 +215,12 @@ class VersionRecord(BaseModel):
 
     version: int
     parent: int | None
+    """Whose rows it went on from; a vacuum may have dropped its record."""
     created_at: str
     contract_version: int
     code_version: str
     kind: str = "refresh"
-    """refresh, select, retokenize, rollback, compact or import."""
+    """refresh, import, select, retokenize, rollback or compact."""
     refresh_id: str
     samples: TableVersion
     annotations: TableVersion

@@ -12,6 +12,8 @@ from typing import Literal
 Format = Literal["jpeg", "png", "webp", "gif"]
 
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SEQUENTIAL_FRAMES = (0xC0, 0xC1)
 # Inside a scan 0xFF is followed by 0, or by a restart marker.
 _MARKER_AFTER_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 
@@ -42,22 +44,37 @@ def read_size(kind: Format, data: bytes) -> tuple[int, int]:
         raise EOFError(f"the {kind} header ends early") from None
 
 
-def count_scans(data: bytes) -> int:
-    """Scans of a JPEG as far as its end marker; each costs a decoder one pass over the whole picture."""
-    scans = 0
+def has_more_scans(data: bytes, most: int) -> bool:
+    """Whether a JPEG has more scans than ``most``; each costs a decoder a pass over the whole picture."""
     try:
+        if _is_one_scan(data) or data.count(b"\xff\xda") <= most:  # the count takes in metadata and what follows
+            return False
+        scans = 0
         for marker, _ in _jpeg_segments(data):
             scans += marker == _START_OF_SCAN
+            if scans > most:
+                return True
     except (struct.error, IndexError, ValueError):
         pass  # what follows a scan may be cut off or damaged: for the decoder to judge
-    return scans
+    return False
+
+
+def _is_one_scan(data: bytes) -> bool:
+    """Whether the first scan is all that a decoder will read: sequential, with every component."""
+    frame = components = 0
+    for marker, place in _jpeg_segments(data):
+        if marker in _FRAMES:
+            frame, components = marker, data[place + 9]
+        if marker == _START_OF_SCAN:
+            return frame in _SEQUENTIAL_FRAMES and data[place + 4] == components
+    return False
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
     for marker, place in _jpeg_segments(data):
         if marker in (_START_OF_SCAN, _END_OF_IMAGE):
             break
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if marker in _FRAMES:
             height, width = struct.unpack_from(">HH", data, place + 5)
             return width, height
     raise ValueError("jpeg: no frame header before the data")

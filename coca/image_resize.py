@@ -23,7 +23,14 @@ def resized_size(width: int, height: int, mode: ResizeMode, size: int, *, enlarg
     return _scaled(width, height, size / side)
 
 
-def resize(image: Image.Image, mode: ResizeMode, size: int, *, enlarge: bool = False) -> Image.Image:
+def resize(
+    image: Image.Image,
+    mode: ResizeMode,
+    size: int,
+    *,
+    enlarge: bool = False,
+    original: tuple[int, int] | None = None,
+) -> Image.Image:
     """Resize with bicubic antialiasing.
 
     Args:
@@ -31,29 +38,36 @@ def resize(image: Image.Image, mode: ResizeMode, size: int, *, enlarge: bool = F
             ``center_crop`` and ``border`` (white), which give ``size`` x ``size``.
         size: pixels.
         enlarge: whether the two modes that keep the ratio also enlarge; the two that give squares always do.
+        original: width and height that the geometry follows, where the image was decoded scaled and its own size is
+            only nearly in their ratio.
     """
+    width, height = original or image.size
     if mode == "center_crop":
-        return center_crop(image, size, reducing_gap=_REDUCING_GAP)
+        return _middle(_bicubic(image, _covering(width, height, size), _REDUCING_GAP), size)
     if mode == "border":
-        return _border(image, size)
-    target = resized_size(image.width, image.height, mode, size, enlarge=enlarge)
-    return _bicubic(image, target, _REDUCING_GAP)
+        return _framed(_bicubic(image, _scaled(width, height, size / max(width, height)), _REDUCING_GAP), size)
+    return _bicubic(image, resized_size(width, height, mode, size, enlarge=enlarge), _REDUCING_GAP)
 
 
-def center_crop(image: Image.Image, size: int, *, reducing_gap: float | None = None) -> Image.Image:
-    """The middle square of the image whose short side has become ``size``."""
-    width, height = _scaled(image.width, image.height, size / min(image.size))
-    width, height = max(size, width), max(size, height)
-    image = _bicubic(image, (width, height), reducing_gap)
-    left, top = (width - size) // 2, (height - size) // 2
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """The middle square of the image whose short side has become ``size``, by the bicubic filter alone."""
+    return _middle(_bicubic(image, _covering(*image.size, size), None), size)
+
+
+def _middle(image: Image.Image, size: int) -> Image.Image:
+    left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
-def _border(image: Image.Image, size: int) -> Image.Image:
-    inner = _scaled(image.width, image.height, size / max(image.size))
+def _framed(image: Image.Image, size: int) -> Image.Image:
     canvas = Image.new("RGB", (size, size), "white")
-    canvas.paste(_bicubic(image, inner, _REDUCING_GAP), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+    canvas.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
     return canvas
+
+
+def _covering(width: int, height: int, size: int) -> tuple[int, int]:
+    width, height = _scaled(width, height, size / min(width, height))
+    return max(size, width), max(size, height)
 
 
 def _scaled(width: int, height: int, scale: float) -> tuple[int, int]:

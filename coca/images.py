@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
 from coca.contract import Reason
-from coca.image_headers import Format, count_scans, read_size, sniff_format
+from coca.image_headers import Format, has_more_scans, read_size, sniff_format
 from coca.image_resize import ResizeMode, center_crop, resize, resized_size
 from coca.typed_config import Config
 
@@ -123,7 +123,7 @@ def probe(data: bytes, limits: ImageLimits) -> ImageHeader:
     except ValueError as error:
         raise ImageProblem(Reason.CORRUPT_IMAGE, str(error)) from None
     _check_size(width, height, limits)
-    if kind == "jpeg" and data.count(b"\xff\xda") > _MAX_SCANS and count_scans(data) > _MAX_SCANS:
+    if kind == "jpeg" and has_more_scans(data, _MAX_SCANS):
         raise ImageProblem(Reason.CORRUPT_IMAGE, f"jpeg: more than {_MAX_SCANS} scans")
     return ImageHeader(kind, width, height)
 

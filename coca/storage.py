@@ -5,7 +5,9 @@ Credentials come from the usual AWS variables; ``AWS_ENDPOINT_URL`` points all c
 
 import contextlib
 import os
+import random
 import re
+import time
 import uuid
 from functools import cached_property
 from pathlib import Path
@@ -161,7 +163,7 @@ class Store:
         _sync_folder(target.parent)
         return True
 
-    def _s3_write_once(self, path: str, data: bytes) -> bool:
+    def _s3_write_once(self, path: str, data: bytes, retries: int = 8) -> bool:
         from botocore.exceptions import ClientError
 
         bucket, _, key = self.path(path).partition("/")
@@ -171,6 +173,9 @@ class Store:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if status == 412:
                 return False
+            if status == 409 and retries:  # another conditional write of this key was under way: S3 asks to try again
+                time.sleep(random.uniform(0.1, 0.5))
+                return self._s3_write_once(path, data, retries - 1)
             if status == 501:
                 raise BadInput(
                     f"the store behind {self.uri} does not support conditional writes",

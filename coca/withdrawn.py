@@ -142,4 +142,11 @@ def _read(store: Store, path: str) -> pa.Table:
 
 
 def _as_bytes(sample_ids: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.bytes_]:
-    return np.array([key.encode("utf-8", "surrogatepass") for key in sample_ids.to_pylist()], dtype=np.bytes_)
+    ids = sample_ids.combine_chunks() if isinstance(sample_ids, pa.ChunkedArray) else sample_ids
+    lengths = pc.min_max(pc.binary_length(ids)).as_py()
+    if not lengths["min"] or lengths["min"] != lengths["max"] or ids.null_count:
+        return np.array([key.encode("utf-8", "surrogatepass") for key in ids.to_pylist()], dtype=np.bytes_)
+    # Ids of one length, as all true ones are: the text as it lies in memory.
+    _, offsets, text = ids.buffers()
+    start = np.frombuffer(offsets, dtype=np.int32)[ids.offset]
+    return np.frombuffer(text, dtype=f"S{lengths['max']}", count=len(ids), offset=start)

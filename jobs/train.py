@@ -52,7 +52,7 @@ def run_training(
     )
     run.start(config.to_yaml())
     with _follow(run, config.train.steps, resumed_from or 0, show_progress):
-        result = _fit(config, run)
+        result = _fit(config, dataset, run)
     return {"run": str(run.path), "workers": config.workers.count, "resumed_from": resumed_from, **result}
 
 
@@ -97,7 +97,7 @@ def _check_cluster(workers: WorkersConfig) -> None:
         )
 
 
-def _fit(config: TrainRunConfig, run: RunFolder) -> dict[str, Any]:
+def _fit(config: TrainRunConfig, dataset: Dataset, run: RunFolder) -> dict[str, Any]:
     # Read when the controller starts: how soon it sees that workers are up, done or dead (Ray's default is 2 s).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     import ray
@@ -111,7 +111,8 @@ def _fit(config: TrainRunConfig, run: RunFolder) -> dict[str, Any]:
     use_gpu = config.workers.use_gpu if config.workers.use_gpu is not None else gpus >= config.workers.count
     trainer = train_api.torch.TorchTrainer(
         train_worker,
-        train_loop_config=config.model_dump(mode="json"),
+        # Named here: all ranks leave out the same samples, whatever is withdrawn while they start.
+        train_loop_config={"run": config.model_dump(mode="json"), "withdrawn_files": dataset.withdrawn_files},
         scaling_config=train_api.ScalingConfig(
             num_workers=config.workers.count,
             use_gpu=use_gpu,
@@ -135,11 +136,11 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
 
     from coca.train import train
 
-    config = TrainRunConfig.model_validate(values)
+    config = TrainRunConfig.model_validate(values["run"])
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(config.workers.threads)
-    dataset = Dataset(config.data, config.version)
+    dataset = Dataset(config.data, config.version, tuple(values["withdrawn_files"]))
     # Progress is read from metrics.jsonl: a report to Ray waits for every rank and the controller.
     return train(config.train, dataset, RunFolder(config.out), device=device, report=lambda row: None)
 

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,12 @@ from coca.storage import Store
 from pipelines.lease import Lease
 from pipelines.staging import encode_table
 from pipelines.tables import SCHEMAS, DataFile, open_table, table_files
+from pipelines.tasks import StartRay, run_tasks
+
+Part = TypeVar("Part")
+
+# Most of the time of a small file is waiting for the store.
+_THREADS = 8
 
 # As everywhere: expired log entries would take away what older version records name.
 _KEEP_LOGS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
@@ -99,6 +107,16 @@ def changed_rows(before: pa.Table, after: pa.Table) -> np.ndarray:
     """Which annotations have another verdict."""
     old, new = (pc.fill_null(rows["reason"], "") for rows in (before, after))
     return np.asarray(pc.not_equal(old, new).to_numpy())
+
+
+def rewrite_parts(
+    function: Callable[[Part], dict[str, Any]], parts: Sequence[Part], *, start_ray: StartRay | None
+) -> list[dict[str, Any]]:
+    """``function`` of each part, in their order: as Ray tasks where ``start_ray`` is given, else in threads here."""
+    if start_ray is not None:
+        return run_tasks(function, parts, start_ray=start_ray)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(function, parts))
 
 
 def replace_annotations(store: Store, files: Sequence[AnnotationFile], name: str, lease: Lease) -> TableVersion:

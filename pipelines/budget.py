@@ -10,12 +10,12 @@ class Budget:
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._error: Exception | None = None
+        self.error: Exception | None = None
 
     async def acquire(self, amount: int = 1) -> None:
         """Wait for ``amount``; one larger than the limit would wait until the limit has grown."""
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         if not self._waiting and self.used + amount <= self.limit:
             self.used += amount
             return
@@ -43,7 +43,7 @@ class Budget:
 
     def fail(self, error: Exception) -> None:
         """Nothing will come any more: who waits or asks gets ``error``."""
-        self._error = error
+        self.error = error
         while self._waiting:
             _, future = self._waiting.popleft()
             if not future.done():

@@ -1,4 +1,4 @@
-"""Decoding in processes of their own: a crash, a bomb or a decoder that never returns costs its image and nothing else."""
+"""Decoding in processes of their own: a crash, a bomb or a decoder that never returns costs one image."""
 
 import asyncio
 import hashlib

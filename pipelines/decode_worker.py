@@ -1,9 +1,9 @@
 """A process that prepares bodies and nothing else: what a decoder does to it costs one image.
 
-Started by :mod:`pipelines.decode_pool` as ``python -m pipelines.decode_worker SOCKET MEMORY CONFIG HANDLER``: two inherited
-file descriptors, an ``ImageConfig`` as JSON, and ``module:function``. A request is the length of the body, which lies in
-the shared memory; the answer is JSON on the socket, the stored bytes in the same memory. No pickles: the process that asks
-need not trust this one.
+Started by :mod:`pipelines.decode_pool` as ``python -m pipelines.decode_worker SOCKET MEMORY CONFIG HANDLER``: two
+inherited file descriptors, an ``ImageConfig`` as JSON, and ``module:function``. A request is the length of the body,
+which lies in the shared memory; the answer is JSON on the socket, the stored bytes in the same memory. No pickles: the
+process that asks need not trust this one.
 """
 
 import importlib
@@ -16,7 +16,6 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
 
 from coca.contract import Reason
 from pipelines.image_config import ImageConfig
@@ -38,7 +37,7 @@ def write_body(memory: mmap.mmap, body: bytes) -> bytes:
 
 
 def read_answer(memory: mmap.mmap, answer: bytes) -> Prepared:
-    """The other side of :func:`write_answer`."""
+    """What :func:`write_answer` told."""
     fields = json.loads(answer)
     reason, stored = fields["reason"], fields["stored"]
     if stored is None:
@@ -49,13 +48,14 @@ def read_answer(memory: mmap.mmap, answer: bytes) -> Prepared:
 
 
 def write_answer(memory: mmap.mmap, prepared: Prepared) -> bytes:
-    fields = {"source_sha256": prepared.source_sha256, "reason": prepared.reason, "stored": None}
+    stored = None
     if prepared.stored is not None:
-        image = prepared.stored.image
+        stored = dict(vars(prepared.stored))
+        image = stored.pop("image")
         _fit(memory, len(image))
         memory[: len(image)] = image
-        fields["stored"] = asdict(replace(prepared.stored, image=b"")) | {"length": len(image)}
-        del fields["stored"]["image"]
+        stored["length"] = len(image)
+    fields = {"source_sha256": prepared.source_sha256, "reason": prepared.reason, "stored": stored}
     return json.dumps(fields).encode()
 
 

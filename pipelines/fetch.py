@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 from coca.contract import Reason
 from pipelines.breaker import CircuitBreaker
 from pipelines.budget import Budget
+from pipelines.connections import AGENT, Connections
 from pipelines.domains import registered_domain
 from pipelines.fetch_config import FetchConfig
 from pipelines.rate_leases import LeaseClient
-from pipelines.request import AGENT, Answer, BodyRule, Clock, Requester, Tally, Validators
+from pipelines.request import Answer, BodyRule, Clock, Requester, Tally, Validators
 from pipelines.robots import MAX_ROBOTS_BYTES, RobotsCache, RobotsFile
 from pipelines.slots import DomainSlots, Share
 
@@ -94,13 +95,14 @@ class Fetcher(Generic[T]):
         self._random = random.Random()
 
     async def __aenter__(self) -> Self:
+        self._connections = Connections(self.config)
         self._requester = Requester(self.config, self._budget)
-        self._slots = DomainSlots(self.config, self._requester.open_session, self._leases)
+        self._slots = DomainSlots(self.config, self._connections.open_session, self._leases)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._slots.close()
-        await self._requester.close()
+        await self._connections.close()
 
     async def fetch(self, url: str, *, validators: Validators | None = None, leased: bool = False) -> Fetched[T]:
         """Fetch a canonical url, with retries where the failure may pass.

@@ -177,6 +177,10 @@ def _annotate(part: PartKeys, lost: pa.Table, rows_per_row_group: int) -> tuple[
     return file, events.filter(pc.is_valid(reasons))
 
 
+def _standing_scorers(standing: Standing) -> list[str]:
+    return list(standing.record.config.get("scorers", [])) if standing.record else []
+
+
 def _withdraw_opted_out(run: RefreshRun, lease: Lease) -> int:
     """Put what its owners have opted out since on the withdrawn list, every stored copy of the pictures with it."""
     urls = sorted({url for manifest in run.manifests for url in manifest.opted_out})
@@ -221,7 +225,7 @@ def _publish(
         "withdrawn_sha256": read_withdrawn(store).digest,
         "funnel": {**funnel.model_dump(), "requests": run.spent.requests, "bytes": run.spent.bytes},
         "unapplied_rules": preset(config.preset).unapplied_rules(settings),
-        "config": {**settings, "scorers": [scorer.source for scorer in scorers]},
+        "config": {**settings, "scorers": [scorer.source for scorer in scorers] or _standing_scorers(standing)},
     }
     groups = pa.Table.from_pylist(manifest.row_groups, schema=ROW_GROUPS)
     return publish_version(store, draft, pa.concat_tables([standing.row_groups, groups]), files, lease)

@@ -17,10 +17,11 @@ from typing import Any, Generic, Self, TypeVar
 
 from coca.contract import Reason
 from coca.errors import BadInput
+from pipelines.connections import AGENT
 from pipelines.fetch import Fetched, Validators
 from pipelines.fetch_config import FetchConfig
 from pipelines.rate_leases import LeaseClient
-from pipelines.request import AGENT, reason_of_status
+from pipelines.request import reason_of_status
 
 T = TypeVar("T")
 
@@ -94,9 +95,9 @@ class Img2datasetFetcher(Generic[T]):
                 reason, status = reason_of_error(error or "")
                 return Fetched(reason, status=status, requests=config.retries + 1)
             body = stream.getvalue()
-            reason = self._refusal(body)
-            result = await self._handle(body) if reason is None else None
-            return Fetched(reason, result, status=200, requests=1, bytes=len(body))
+            refusal = self._refusal(body)
+            result = await self._handle(body) if refusal is None else None
+            return Fetched(refusal, result, status=200, requests=1, bytes=len(body))
 
     def _refusal(self, body: bytes) -> Reason | None:
         if len(body) > self._max_bytes:

@@ -20,6 +20,7 @@ from coca.errors import BadInput, RunFailed
 from coca.storage import Store
 
 FOLDER = "leases"
+_READ_ATTEMPTS = 4
 
 
 class ProcessStamp(BaseModel):
@@ -173,15 +174,18 @@ def list_epochs(store: Store) -> list[int]:
 
 def read_lease(store: Store, epoch: int) -> LeaseRecord | None:
     """None where a later holder has swept it away."""
-    try:
-        return LeaseRecord.model_validate_json(store.read(_path(epoch)))
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        raise BadInput(
-            f"{store.uri}/{_path(epoch)} is no lease: {str(error).splitlines()[0]}",
-            "Delete the file if nobody writes to the dataset",
-        ) from None
+    for attempt in range(_READ_ATTEMPTS):
+        try:
+            return LeaseRecord.model_validate_json(store.read(_path(epoch)))
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            # On S3 a read asks for the length first: a renewal in between may cut the end off.
+            problem = str(error).splitlines()[0]
+            time.sleep(0.05 * attempt)
+    raise BadInput(
+        f"{store.uri}/{_path(epoch)} is no lease: {problem}", "Delete the file if nobody writes to the dataset"
+    )
 
 
 def sweep_leases(store: Store, epoch: int) -> None:

@@ -1,8 +1,10 @@
 """A part as it is taken in and written: a samples file, and its outcomes in staging."""
 
 import io
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,47 +17,53 @@ from pipelines.fetch import Fetched
 from pipelines.judge_config import JudgeConfig
 from pipelines.language import identify
 from pipelines.outcomes import OUTCOMES
-from pipelines.prepare import Prepared
+from pipelines.prepare import Prepared, StoredImage
+from pipelines.spool import Spool, Spooled
 from pipelines.staging import Staging
 from pipelines.verdicts import outcome_rows
 
-# A part's images are one Arrow column, which ends at 2 GiB.
-MAX_PART_BYTES = 1 << 30
+# Images of a row group are one Arrow column, which ends at 2 GiB; readers hold several row groups at once.
+MAX_ROW_GROUP_BYTES = 1 << 30
 
 
 class Taken:
-    """What has come in of a part."""
+    """What has come in of a part; its images lie in a spool."""
 
     def __init__(self, recheck: RecheckConfig) -> None:
         self._recheck = recheck
+        self._spool = Spool()
         self.rows: list[dict[str, Any]] = []
         """``OUTCOMES`` of all pairs, without tokens."""
-        self.images: dict[str, dict[str, Any]] = {}
-        """``sample_id`` -> the image columns of the admitted ones."""
-        self._bytes = 0
+        self._images: dict[str, tuple[StoredImage, Spooled, str | None]] = {}
+        """``sample_id`` -> the image without its bytes, their place, and the pair's ``extra``."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._spool.__exit__()
 
     def add(self, pairs: list[dict[str, Any]], fetched: Fetched[Prepared], at: datetime) -> Reason | None:
         """Take in all pairs of one url.
 
         Returns:
             The verdict on the first.
-
-        Raises:
-            RunFailed: the part's images would not fit one block.
         """
         outcomes = outcome_rows(pairs, fetched, at, self._recheck)
         self.rows += outcomes
         stored = fetched.result.stored if fetched.result else None
-        for pair, outcome in zip(pairs, outcomes, strict=True):
-            if stored is not None and outcome["admitted"]:
-                self._bytes += len(stored.image)
-                self.images[outcome["sample_id"]] = {**vars(stored), "extra": pair["extra"]}
-        if self._bytes > MAX_PART_BYTES:
-            raise RunFailed(
-                f"one part holds more than {MAX_PART_BYTES >> 20:,} MiB of images: "
-                "set publish.links_per_part lower, or store smaller images (image.resize, image.size)"
-            )
+        if stored is not None and any(outcome["admitted"] for outcome in outcomes):
+            place, bare = self._spool.add(stored.image), replace(stored, image=b"")
+            for pair, outcome in zip(pairs, outcomes, strict=True):
+                if outcome["admitted"]:
+                    self._images[outcome["sample_id"]] = (bare, place, pair["extra"])
         return Reason(outcomes[0]["reason"]) if outcomes[0]["reason"] else None
+
+    def sample(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        """``contract.SAMPLES`` of an admitted outcome."""
+        stored, place, extra = self._images[outcome["sample_id"]]
+        image = {**vars(stored), "image": self._spool.read(place)}
+        return {**outcome, **image, "extra": extra, "fetched_at": outcome["event_at"]}
 
 
 def write_part(
@@ -73,9 +81,12 @@ def write_part(
     for row, tokens, language in zip(admitted, tokenizer.encode(captions), languages, strict=True):
         row["tokens"], row["language"] = tokens, language
     if admitted:
-        samples = [{**row, **taken.images[row["sample_id"]], "fetched_at": row["event_at"]} for row in admitted]
-        data = encode_samples(pa.Table.from_pylist(samples, schema=SAMPLES), config.publish.row_group_rows)
-        staging.dataset.write(staging.samples_path(batch, part), data)
+        size = config.publish.row_group_rows
+        groups = (
+            pa.Table.from_pylist([taken.sample(row) for row in admitted[start : start + size]], schema=SAMPLES)
+            for start in range(0, len(admitted), size)
+        )
+        staging.dataset.write(staging.samples_path(batch, part), encode_samples(groups))
     outcomes = pa.Table.from_pylist(rows, schema=OUTCOMES)
     staging.write_table(staging.outcome_path(batch, part), outcomes)
     return outcomes
@@ -88,16 +99,26 @@ def _languages(admitted: list[dict[str, Any]], config: JudgeConfig) -> list[str 
     return identify([row["caption"] for row in admitted], config.min_language_confidence)
 
 
-def encode_samples(samples: pa.Table, rows_per_row_group: int) -> bytes:
-    """A samples file: image bytes as they are (they do not compress), everything else zstd."""
-    others = [name for name in samples.column_names if name != "image"]
+def encode_samples(row_groups: Iterable[pa.Table]) -> bytes:
+    """A samples file: image bytes as they are (they do not compress), everything else zstd.
+
+    Raises:
+        RunFailed: one row group's images would not fit a reader's memory.
+    """
+    others = [name for name in SAMPLES.names if name != "image"]
     buffer = io.BytesIO()
-    pq.write_table(
-        samples,
+    with pq.ParquetWriter(
         buffer,
-        row_group_size=rows_per_row_group,
+        SAMPLES,
         compression={**dict.fromkeys(others, "zstd"), "image": "none"},
         use_dictionary=others,
         write_statistics=others,
-    )
+    ) as writer:
+        for table in row_groups:
+            if table.nbytes > MAX_ROW_GROUP_BYTES:
+                raise RunFailed(
+                    f"one row group holds more than {MAX_ROW_GROUP_BYTES >> 20:,} MiB of images: "
+                    "set publish.rows_per_row_group lower, or store smaller images (image.resize, image.size)"
+                )
+            writer.write_table(table, row_group_size=table.num_rows)
     return buffer.getvalue()

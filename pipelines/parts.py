@@ -30,8 +30,8 @@ from pipelines.rate_leases import LeaseClient, start_rate_leases
 from pipelines.ray_data import quiet_ray_data
 from pipelines.staging import Staging
 
-# While one part waits for its last slow hosts, the worker fetches the next.
-PARTS_AT_ONCE = 3
+# Parts of a worker that may wait for their last slow hosts while it fetches the next.
+PARTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ class FetchPart:
 
     async def _open(self) -> None:
         config = self._job.config
+        self._writing = asyncio.Lock()
+        self._open_links = OpenLinks(config.publish.links_per_part)
         self._admission = await self._resources.enter_async_context(Admission(config, self._job.withdrawn))
         limits = config.image.limits
         self._fetcher: Fetcher[Prepared] = Fetcher(
@@ -105,34 +107,40 @@ class FetchPart:
             outcomes = await asyncio.to_thread(staging.read_table, staging.outcome_path(batch, part), OUTCOMES)
         else:
             plan = await asyncio.to_thread(read_part, staging, batch, part)
-            taken = await (self._import_part(plan) if self._job.shards else self._fetch_part(plan))
-            outcomes = await asyncio.to_thread(
-                write_part, staging, batch, part, taken, self._job.config, self._job.tokenizer
-            )
+            with Taken(self._job.config.recheck) as taken:
+                await (self._import_part(plan, taken) if self._job.shards else self._fetch_part(plan, taken))
+                async with self._writing:  # one file at a time is held in memory
+                    outcomes = await asyncio.to_thread(
+                        write_part, staging, batch, part, taken, self._job.config, self._job.tokenizer
+                    )
         return vars(_report(batch, part, outcomes)) | {"verdicts": json.dumps(_verdicts(outcomes))}
 
-    async def _fetch_part(self, plan: pa.Table) -> Taken:
+    async def _fetch_part(self, plan: pa.Table, taken: Taken) -> None:
         pairs_of: dict[str, list[dict[str, Any]]] = {}
         for pair in plan.to_pylist():
             pairs_of.setdefault(pair["url"], []).append(pair)
-        taken = Taken(self._job.config.recheck)
 
         async def fetch_url(url: str, pairs: list[dict[str, Any]]) -> None:
+            try:
+                await fetch_pairs(url, pairs)
+            finally:
+                self._open_links.leave()
+
+        async def fetch_pairs(url: str, pairs: list[dict[str, Any]]) -> None:
             fetched = await self._fetcher.fetch(url, validators=_validators(pairs), leased=pairs[0]["leased"])
             reason = taken.add(pairs, fetched, datetime.now(UTC))
             self._metrics.count(reason, fetched.requests, fetched.bytes)
 
+        await self._open_links.enter(len(pairs_of))
         try:
             async with asyncio.TaskGroup() as group:
                 for url, pairs in pairs_of.items():
                     group.create_task(fetch_url(url, pairs))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None  # the first ended the others
-        return taken
 
-    async def _import_part(self, plan: pa.Table) -> Taken:
+    async def _import_part(self, plan: pa.Table, taken: Taken) -> None:
         """A part's pairs lie in one shard, in its order."""
-        taken = Taken(self._job.config.recheck)
         pairs = {pair["place"]: pair for pair in plan.to_pylist()}
         rows = enumerate(read_shard(self._job.shards[plan["piece"][0].as_py()]))
         while (found := await asyncio.to_thread(next, rows, None)) is not None and pairs:
@@ -145,7 +153,25 @@ class FetchPart:
                 assert row.body is not None
                 prepared = restore_source(row, await self._admission.prepare(row.body))
             taken.add([pair], Fetched(reason=reason, result=prepared), row.imported_at)
-        return taken
+
+
+class OpenLinks:
+    """Lets parts in, in the order of their coming, while fewer than ``limit`` links of a worker are under way."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._open = limit, 0
+        self._turn, self._left = asyncio.Lock(), asyncio.Event()
+
+    async def enter(self, links: int) -> None:
+        async with self._turn:
+            while self._open >= self._limit:
+                self._left.clear()
+                await self._left.wait()
+            self._open += links
+
+    def leave(self) -> None:
+        self._open -= 1
+        self._left.set()
 
 
 def _validators(pairs: list[dict[str, Any]]) -> Validators | None:
@@ -186,6 +212,7 @@ def run_parts(parts: list[tuple[int, int]], job: FetchJob) -> Generator[PartDone
                 size=workers,
                 max_tasks_in_flight_per_actor=PARTS_AT_ONCE,
                 max_concurrent_calls_per_actor=PARTS_AT_ONCE,
+                enable_true_multi_threading=True,
             ),
             num_cpus=cpus_each,
         )

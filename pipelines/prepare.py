@@ -53,8 +53,9 @@ def prepare(body: bytes, config: ImageConfig) -> Prepared:
 def _store(body: bytes, config: ImageConfig) -> StoredImage:
     header = probe(body, config.limits)
     decoded = decode(body, config.limits, short_side=_stored_short_side(header, config), header=header)
-    image = resize(decoded.image, config.resize, config.size, enlarge=config.enlarge)
-    unchanged = image.size == (decoded.original_width, decoded.original_height)
+    original = (decoded.original_width, decoded.original_height)
+    image = resize(decoded.image, config.resize, config.size, enlarge=config.enlarge, original=original)
+    unchanged = image.size == original
     kept = _storable_as_is(decoded, config) if unchanged else None
     stored = body if kept else encode(image, config.encode_format, config.encode_quality)
     return StoredImage(

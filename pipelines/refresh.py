@@ -13,6 +13,7 @@ from coca.contract import VersionRecord
 from coca.errors import BadInput
 from coca.storage import Store, open_file
 from coca.tokenizer import Tokenizer
+from pipelines.block_lists import load_blocked_hashes
 from pipelines.caption_counts import KEYS, frequent_captions
 from pipelines.config import RefreshConfig
 from pipelines.finish import finish_refresh
@@ -29,6 +30,7 @@ from pipelines.plan import Plan, load_plan, make_plan, refresh_id, write_plan
 from pipelines.reopen import reopened_reasons
 from pipelines.run import RefreshRun
 from pipelines.scorer import ScorerSpec
+from pipelines.select_config import SelectConfig
 from pipelines.staging import Staging
 from pipelines.standing import Standing, read_standing
 from pipelines.tables import SCHEMAS, create_tables, drop_foreign_files
@@ -109,10 +111,13 @@ def run_refresh(
 ) -> RefreshResult:
     """Bring a dataset up to date with the pairs of a source."""
     started_s = time.monotonic()
-    settle_config(config, read_standing(store))
+    _check_scores(settle_config(config, read_standing(store))[0], scorers)
+    if config.judge.block_hashes:
+        load_blocked_hashes(config.judge.block_hashes)  # a bad list is told before any request
     with hold_lease(store, f"coca data {kind.name}", config.publish.lease_s) as lease:
         standing = read_standing(store)
         config, tokenizer = settle_config(config, standing)
+        _check_scores(config, scorers)
         intake = take_in(store, source, config, start_ray=start_ray)
         staging = Staging(store, refresh_id(intake, config, tokenizer.fingerprint, standing.version))
         plan = load_plan(staging)
@@ -181,13 +186,15 @@ def _prepare_tables(staging: Staging, standing: Standing, lease: Lease) -> None:
     """The tables as the parent version has them, but for what this refresh itself has added before a restart."""
     store = staging.dataset
     create_tables(store)
-    migrate_tables(store, lease)
     for name in SCHEMAS:
         drop_foreign_files(store, name, standing.delta_version(name), staging.refresh_id, lease=lease)
+    migrate_tables(store, lease)  # last: going back to an older state takes the columns back, too
 
 
 def settle_config(config: RefreshConfig, standing: Standing) -> tuple[RefreshConfig, Tokenizer]:
-    """The config with the dataset's own rows per row group, and the tokenizer.
+    """The config with the dataset's own rows per row group and rules of selection, and the tokenizer.
+
+    A refresh that says nothing about selection goes on with what the dataset has, also after `coca data select`.
 
     Raises:
         BadInput: one of them cannot be used with this dataset.
@@ -199,8 +206,19 @@ def settle_config(config: RefreshConfig, standing: Standing) -> tuple[RefreshCon
             f"publish.rows_per_row_group = {wanted}, but {config.to} has {fixed} for good",
             "Leave it out, or refresh into a new dataset",
         )
-    publish = config.publish.model_copy(update={"rows_per_row_group": fixed})
-    return config.model_copy(update={"publish": publish}), _choose_tokenizer(config, standing)
+    settled: dict[str, Any] = {"publish": config.publish.model_copy(update={"rows_per_row_group": fixed})}
+    if standing.record and config.select == SelectConfig():
+        settled["select"] = SelectConfig.model_validate(standing.record.config.get("select", {}))
+    return config.model_copy(update=settled), _choose_tokenizer(config, standing)
+
+
+def _check_scores(config: RefreshConfig, scorers: Sequence[ScorerSpec]) -> None:
+    if config.select.min_scores and not scorers:
+        names = ", ".join(config.select.min_scores)
+        raise BadInput(
+            f"select.min_scores asks for {names}, but new samples would have no score",
+            "Name the scorer with --scorer, or take the rule away with --set select.min_scores={}",
+        )
 
 
 def _choose_tokenizer(config: RefreshConfig, standing: Standing) -> Tokenizer:

@@ -17,6 +17,7 @@ from pipelines.annotations import (
     AnnotationFile,
     replace_annotations,
     rewrite_name,
+    rewrite_parts,
     write_annotations,
     write_row_groups,
 )
@@ -26,7 +27,7 @@ from pipelines.migrate import migrate_tables
 from pipelines.selection import IN_PROCESS_ROWS
 from pipelines.stored_keys import StoredPart, stored_parts
 from pipelines.tables import drop_foreign_files, read_data_files
-from pipelines.tasks import StartRay, run_tasks
+from pipelines.tasks import StartRay
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def retokenize_dataset(
         name = rewrite_name("retokenize", record.version, fingerprint)
         write = partial(_rewrite_part, store, tokenizer, name, record.rows_per_row_group)
         start_many = start_ray if record.samples.rows > in_process_rows else None
-        done = run_tasks(write, stored_parts(dataset), start_ray=start_many)
+        done = rewrite_parts(write, stored_parts(dataset), start_ray=start_many)
         files = [AnnotationFile.model_validate(each["file"]) for each in done]
         drop_foreign_files(store, "annotations", record.annotations.delta_version, name, lease=lease)
         migrate_tables(store, lease)

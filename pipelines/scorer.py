@@ -94,6 +94,12 @@ def scores_path(folder: str, samples_path: str) -> str:
     return f"{folder}/{samples_path}"
 
 
+def read_scores(store: Store, folder: str, samples_path: str) -> pa.Table:
+    """The ``SCORES`` that ``score_parts`` has left, for ``annotations.with_scores``."""
+    with store.filesystem.open_input_file(store.path(scores_path(folder, samples_path))) as source:
+        return pq.read_table(source, schema=SCORES)
+
+
 def score_parts(
     store: Store, samples_paths: Sequence[str], spec: ScorerSpec, folder: str, start_ray: Callable[[], object] | None
 ) -> None:
@@ -103,6 +109,9 @@ def score_parts(
         samples_paths: relative to the samples table.
         folder: in the dataset, for ``scores_path``; named after all that decides about the scores.
         start_ray: called where there is something to score; without it Ray is initialised already.
+
+    Raises:
+        BadInput: the actors would take every CPU of the cluster.
     """
     waiting = [path for path in samples_paths if not store.exists(scores_path(folder, path))]
     if not waiting:
@@ -113,18 +122,30 @@ def score_parts(
 
     from pipelines.ray_data import quiet_ray_data
 
+    actors = min(spec.actors, len(waiting))
+    _check_cpus(ray.cluster_resources().get("CPU", 0.0), actors, spec)
     with quiet_ray_data():
         items = [{"path": path} for path in waiting]
         files = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             ScoreFiles,
             fn_constructor_kwargs={"store": store, "spec": spec, "folder": folder},
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(spec.actors, len(items))),
+            compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=spec.num_cpus,
             num_gpus=spec.num_gpus,
         )
         for _ in files.iter_batches(batch_size=None):
             pass
+
+
+def _check_cpus(cpus: float, actors: int, spec: ScorerSpec) -> None:
+    """Without a whole CPU beside the actors a Ray Data job waits for ever."""
+    if actors * spec.num_cpus > cpus - 1:
+        most = max(0, int((cpus - 1) / spec.num_cpus))
+        raise BadInput(
+            f"{actors} scorers with {spec.num_cpus:g} CPUs each leave none to read with: the Ray cluster has {cpus:g}",
+            f"Take {most} or fewer" if most else "Give Ray 2 CPUs or more",
+        )
 
 
 class ScoreFiles:

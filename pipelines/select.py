@@ -23,6 +23,7 @@ from pipelines.annotations import (
     reasons_of,
     replace_annotations,
     rewrite_name,
+    rewrite_parts,
     with_scores,
     with_selection,
     write_annotations,
@@ -33,14 +34,14 @@ from pipelines.funnel import make_funnel
 from pipelines.history import publish_next
 from pipelines.lease import Lease, hold_lease
 from pipelines.migrate import migrate_tables
-from pipelines.scorer import SCORES, ScorerSpec, score_parts, scores_path
+from pipelines.scorer import ScorerSpec, read_scores, score_parts
 from pipelines.select_config import SelectConfig
 from pipelines.selection import IN_PROCESS_ROWS, candidate_columns, score_column, select_new
 from pipelines.selection_events import CHANGED, write_verdicts
-from pipelines.staging import encode_table, read_table
+from pipelines.staging import encode_table
 from pipelines.stored_keys import StoredKeys, StoredPart, stored_parts, withdrawn_list
 from pipelines.tables import drop_foreign_files, read_data_files
-from pipelines.tasks import StartRay, run_tasks
+from pipelines.tasks import StartRay
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class _ScoredKeys:
     def read(self) -> pa.Table:
         rows = self.keys.read()
         for folder in self.folders if "scores" in rows.column_names else ():
-            scores = _read_scores(self.keys.store, folder, self.keys.part.samples_path)
+            scores = read_scores(self.keys.store, folder, self.keys.part.samples_path)
             places = pc.index_in(rows["sample_id"], value_set=scores["sample_id"].combine_chunks())
             rows = with_scores(rows, scores.take(places))
         return rows
@@ -140,7 +141,7 @@ def select_dataset(
             score_parts(store, [part.samples_path for part in parts], scorer, folder, start_ray)
         _stage_selection(job, parts, start_ray, in_process_rows)
         start_many = start_ray if record.samples.rows > in_process_rows else None
-        done = run_tasks(partial(_rewrite_part, job), list(enumerate(parts)), start_ray=start_many)
+        done = rewrite_parts(partial(_rewrite_part, job), list(enumerate(parts)), start_ray=start_many)
         _check_scores(config, done)
         published = _publish(job, record, done, lease, start_many)
         for folder in (job.folder, *job.score_folders):
@@ -228,7 +229,7 @@ def _rewrite_part(job: _Job, item: tuple[int, StoredPart]) -> dict[str, Any]:
     before = read_data_files(job.store, "annotations", [part.annotations_path])
     notes = before
     for folder in job.score_folders:
-        notes = with_scores(notes, _read_scores(job.store, folder, part.samples_path))
+        notes = with_scores(notes, read_scores(job.store, folder, part.samples_path))
     gone = withdrawn_list(job.store, job.withdrawn_files).mask(notes["sample_id"])
     reason = reasons_of(notes["sample_id"], _unselected_of(job, place))
     reason = pc.if_else(pa.array(gone), Reason.WITHDRAWN.value, reason)
@@ -251,10 +252,6 @@ def _unselected_of(job: _Job, place: int) -> pa.Table:
     path = job.store.path(f"{job.folder}/unselected.parquet")
     table = pads.dataset(path, format="parquet", filesystem=job.store.filesystem, partitioning=None)
     return table.to_table(columns=["sample_id", "reason"], filter=pads.field("source") == place)
-
-
-def _read_scores(store: Store, folder: str, samples_path: str) -> pa.Table:
-    return read_table(store, scores_path(folder, samples_path), SCORES)
 
 
 def _check_scores(config: SelectConfig, done: list[dict[str, Any]]) -> None:

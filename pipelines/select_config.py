@@ -13,7 +13,7 @@ class SelectConfig(Config):
     duplicates: Literal["none", "exact", "perceptual"] = "exact"
     """Of the same picture under several urls one url is selected: equal bytes, or also near perceptual hashes."""
     max_hamming: int = Field(4, ge=0, le=12)
-    """Bits of 64 in which the hashes of near pictures may differ. Hashes have 32 bits set, so distances are even."""
+    """Bits of 64 in which the hashes of near pictures may differ. Nearly all have 32 set: distances are even."""
     pair_duplicates_by_phash: bool = False
     """Of pairs with equal perceptual hash and equal caption one is selected (COYO-700M)."""
     max_captions_per_image: int | None = Field(None, ge=1)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +28,9 @@ from pipelines.selection_keys import (
 
 # Rows that one process selects among by itself: about 1 GB of keys and their indices.
 IN_PROCESS_ROWS = 2_000_000
+
+# Most of the time of a small file is waiting for the store.
+_THREADS = 8
 
 # What is known of a pair. Columns that no rule of the settings needs may be left out (``candidate_columns``).
 CANDIDATES = pa.schema(
@@ -96,15 +100,17 @@ def select_new(
         if start_ray is not None:
             start_ray()
         return _sorted(select_shuffled(new, standing, config, contaminants, in_process_rows))
-    keys = pa.concat_tables(
-        [KEYS.empty_table(), *(to_keys(each.read(), config, contaminants, place) for place, each in enumerate(new))]
-    )
+    with ThreadPoolExecutor(_THREADS) as pool:
+        read = list(pool.map(lambda item: to_keys(item[1].read(), config, contaminants, item[0]), enumerate(new)))
+    keys = pa.concat_tables([KEYS.empty_table(), *read])
     if sum(source.rows for source in standing) > in_process_rows:
         if start_ray is not None:
             start_ray()
         related = read_related(standing, keys, config)
     else:
-        related = [keep_related(to_keys(each.read(), config, None), keys, config) for each in standing]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            rows = pool.map(lambda each: keep_related(to_keys(each.read(), config, None), keys, config), standing)
+            related = list(rows)
     return _sorted(unselected(compare_rows(pa.concat_tables([keys, *related]), config)))
 
 

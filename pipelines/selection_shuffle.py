@@ -92,7 +92,9 @@ def _near(keys: Any, config: SelectConfig, partitions: int) -> pa.Table:
         return pa.concat_tables([near_leaders(LEADERS.empty_table(), 0, config.max_hamming), *found])
 
     best = _by(keys, "phash", partitions, leaders)
-    near = _by(best.map_batches(under_each_mask, **_WHOLE_BLOCKS), "band", partitions, near_in)
+    # A copy is half as wide as a row of keys.
+    copies = partitions * max(1, len(masks) // 2)
+    near = _by(best.map_batches(under_each_mask, **_WHOLE_BLOCKS), "band", copies, near_in)
     empty = near_leaders(LEADERS.empty_table(), 0, config.max_hamming)
     return pa.concat_tables(_take(near, empty.schema))
 

@@ -10,10 +10,12 @@ from collections.abc import AsyncIterator, Callable
 import aiohttp
 
 from pipelines.budget import Budget
+from pipelines.connections import close_idle
 from pipelines.fetch_config import FetchConfig
 from pipelines.rate_leases import RENEWALS_PER_LEASE, Lease, LeaseClient
 
 _MOST_DOMAINS = 10_000
+_MOST_IDLE_DOMAINS = 64
 _LONGEST_SLEEP_S = 1.0
 _RECHECK_S = 0.1
 
@@ -55,6 +57,7 @@ class DomainSlots:
         self._worker = Budget(config.concurrency_per_worker)
         self._session = open_session()
         self._shares: OrderedDict[tuple[str, bool], Share] = OrderedDict()
+        self._idle: OrderedDict[str, None] = OrderedDict()
         self._holders = map("{}-{}".format, itertools.repeat(uuid.uuid4().hex), itertools.count())
         self._keepers: set[asyncio.Task[None]] = set()
 
@@ -78,9 +81,8 @@ class DomainSlots:
                 share.connections.release()
         finally:
             share.users -= 1
-            if share.users == 0 and share.keeper is not None:
-                del self._shares[domain, True]
-                share.keeper.cancel()
+            if share.users == 0:
+                await self._leave(domain, share)
 
     @contextlib.asynccontextmanager
     async def turn(self, share: Share) -> AsyncIterator[None]:
@@ -90,8 +92,12 @@ class DomainSlots:
         """
         loop = asyncio.get_running_loop()
         while True:
-            while (wait_s := share.wait_s(loop.time())) > 0:
+            if share.connections.error is not None:  # there will be no lease any more
+                raise share.connections.error
+            wait_s = share.wait_s(loop.time())
+            if wait_s > 0:
                 await asyncio.sleep(min(wait_s, _LONGEST_SLEEP_S))
+                continue
             await self._worker.acquire()
             if share.wait_s(loop.time()) <= 0:
                 break
@@ -104,6 +110,18 @@ class DomainSlots:
             share.running -= 1
             self._worker.release()
 
+    async def _leave(self, domain: str, share: Share) -> None:
+        """Nobody uses the share for now: a lease is given back, of other domains a few stay connected."""
+        if share.keeper is not None:
+            del self._shares[domain, True]
+            share.keeper.cancel()
+            await asyncio.wait([share.keeper])  # the loop may stand still after the last link of a part
+            return
+        self._idle[domain] = None
+        self._idle.move_to_end(domain)
+        if len(self._idle) > _MOST_IDLE_DOMAINS:
+            close_idle(self._session, self._idle.popitem(last=False)[0])
+
     def _share(self, domain: str, leased: bool) -> Share:
         key = (domain, leased and self._leases is not None)
         share = self._shares.get(key)
@@ -111,6 +129,7 @@ class DomainSlots:
             self._forget_idle()
             share = self._shares[key] = self._leased_share(domain) if key[1] else self._own_share()
         self._shares.move_to_end(key)
+        self._idle.pop(domain, None)
         return share
 
     def _own_share(self) -> Share:
@@ -144,7 +163,8 @@ class DomainSlots:
         finally:
             await share.session.close()
             with contextlib.suppress(Exception):  # it ends by itself too
-                await self._leases.release(domain, holder)
+                async with asyncio.timeout(self._config.lease_s):
+                    await self._leases.release(domain, holder)
 
     async def _renew_for_ever(self, leases: LeaseClient, domain: str, holder: str, share: Share) -> None:
         period_s = self._config.lease_s / RENEWALS_PER_LEASE
@@ -156,8 +176,9 @@ class DomainSlots:
                     if lease is None:
                         lease = await leases.acquire(domain, holder)
                     else:
-                        # What it is told to be in use may not grow while it is on its way.
+                        # What the book is told to be in use may not grow meanwhile, and nothing else be open.
                         share.connections.resize(share.connections.used)
+                        close_idle(share.session)
                         lease = await leases.renew(domain, holder, share.connections.used)
             except TimeoutError:
                 lease = None

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake.exceptions import DeltaError
 
@@ -264,7 +265,7 @@ def _record_problems(version: _Version, number: int, digests: set[str]) -> Itera
 def _digests_so_far(store: Store) -> set[str]:
     """What the digest of the withdrawn list has been, from the first of its files to the last."""
     names = list_withdrawn(store)
-    written = {name: max(read_withdrawn(store, (name,)).table["withdrawn_at"].to_pylist()) for name in names}
+    written = {name: str(pc.max(read_withdrawn(store, (name,)).table["withdrawn_at"])) for name in names}
     ordered = sorted(names, key=lambda name: (written[name], name))
     digests = {hashlib.sha256(b"").hexdigest()}
     for count in range(1, len(ordered) + 1):

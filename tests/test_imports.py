@@ -32,6 +32,7 @@ TORCH_FREE = {
     "coca.tokenizer",
     "coca.typed_config",
     "coca.variants",
+    "coca.withdrawn",
 }
 
 

@@ -1,7 +1,7 @@
 """A web's worth of photographs: crops and resamplings of those that scikit-image and scikit-learn ship.
 
-Runs in the peer's environment. Writes bodies.bin, the JPEG files end to end, and bodies.json, one [offset, bytes, width,
-height] for each. Usage: photographs.py FOLDER NUMBER LEAST_MEGAPIXELS MOST_MEGAPIXELS
+Runs in the peer's environment. Writes bodies.bin, the JPEG files end to end, and bodies.json, one [offset, bytes,
+width, height] for each. Usage: photographs.py FOLDER NUMBER LEAST_MEGAPIXELS MOST_MEGAPIXELS
 """
 
 import io

@@ -1,7 +1,6 @@
 """A static web on loopback: JPEG files by number from many addresses, each file with a comment of its own.
 
 Usage: web_server.py FOLDER PORT ADDRESS... (those with a trailing ~ trickle, those with a trailing ! never answer)
-`GET /times` gives, as JSON, when each picture went out (seconds of the monotonic clock), and forgets it.
 """
 
 import asyncio
@@ -9,7 +8,6 @@ import json
 import mmap
 import struct
 import sys
-import time
 from pathlib import Path
 
 TRICKLED_BYTES, TRICKLE_S = 120, 0.5
@@ -22,7 +20,6 @@ class Web:
         self.index = json.loads((folder / "bodies.json").read_text())
         with (folder / "bodies.bin").open("rb") as file:
             self.bodies = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.times: list[float] = []
 
     def body(self, number: int) -> bytes:
         """The file of a link: a comment behind the start marker makes every link's bytes its own."""
@@ -47,21 +44,17 @@ class Connection(asyncio.Protocol):
         while (end := self._received.find(b"\r\n\r\n")) >= 0:
             path = self._received.split(b" ", 2)[1].decode()
             self._received = self._received[end + 4 :]
-            self._answer(path.removeprefix("/"))
+            self._answer(path)
 
     def _answer(self, path: str) -> None:
-        number = path.removesuffix(".jpg")
-        if path == "times":
-            times, self._web.times = self._web.times, []
-            self._send("200 OK", "application/json", json.dumps(times).encode())
-        elif not number.isdigit():
+        number = path.removeprefix("/").removesuffix(".jpg")
+        if not number.isdigit():
             self._send("404 Not Found", "text/plain", b"")
         elif self._behaviour == "~":
             self._transport.write(f"HTTP/1.1 200 OK\r\nContent-Length: {TRICKLED_BYTES}\r\n\r\n".encode())
             self._trickle(TRICKLED_BYTES)
         elif self._behaviour != "!":
             self._send("200 OK", "image/jpeg", self._web.body(int(number)))
-            self._web.times.append(time.monotonic())
 
     def _send(self, status: str, kind: str, body: bytes) -> None:
         head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"

@@ -53,7 +53,7 @@ def diff(dataset: str, before: int, after: int) -> dict[str, Any]:
     """What changed from one version to another: samples, selection, links, tokenizer, settings."""
     from pipelines.diff import diff as compare
 
-    found = asdict(compare(dataset, before, after))
+    found = vars(compare(dataset, before, after))
     for title in ("added", "removed", "newly_selected", "unselected", "links"):
         counts = found[title]
         click.echo(f"{title.replace('_', ' ')}: {sum(counts.values()):,}")
@@ -248,7 +248,7 @@ def withdraw(
     )
     click.echo(
         f"{result.dataset}: withdrew {result.samples:,} samples of {result.pictures:,} pictures; {result.refused:,} "
-        f"entries that nothing is stored of are refused from now on; {result.withdrawn:,} samples are withdrawn in all. "
+        f"entries that nothing is stored of are refused from now on; {result.withdrawn:,} samples are on the list. "
         "Remove the bytes: coca data purge"
     )
     return asdict(result)

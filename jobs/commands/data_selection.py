@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from coca.errors import BadInput
 from jobs.commands.options import coca_command, config_options
 
 
@@ -58,7 +59,18 @@ def select(
         from jobs.scorers import scorer_spec
 
         specs = [scorer_spec(text, actors=scorer_actors, gpus=scorer_gpus) for text in scorers]
-    result = select_dataset(dataset, config, scorers=specs, start_ray=connect)
+
+    def start_ray() -> None:
+        cluster = connect()
+        wanted = scorer_actors * scorer_gpus if scorers else 0.0
+        # A cluster elsewhere may add nodes; this machine cannot.
+        if cluster.started_here and wanted > cluster.gpus:
+            raise BadInput(
+                f"{scorer_actors} scorers with {scorer_gpus:g} GPUs each: this machine has {cluster.gpus:g}",
+                "Give fewer with --scorer-gpus, 0 for CPUs, or run it on a cluster",
+            )
+
+    result = select_dataset(dataset, config, scorers=specs, start_ray=start_ray)
     click.echo(_describe_selection(result))
     return asdict(result)
 

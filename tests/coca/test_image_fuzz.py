@@ -131,14 +131,16 @@ def outcome(data: bytes, limits: ImageLimits = LIMITS) -> Reason | tuple[int, in
     try:
         decoded = decode(data, limits, short_side=16)
     except ImageProblem as problem:
-        assert problem.reason in REASONS, problem
-        return problem.reason
-    assert decoded.image.mode == "RGB"
-    assert decoded.image.width * decoded.image.height <= limits.max_pixels
-    small = resize(decoded.image, "keep_ratio", 16)
-    phash(small)
-    encode(small, "jpeg", 90)
-    return decoded.image.size
+        reason = problem.reason
+    else:
+        assert decoded.image.mode == "RGB"
+        assert decoded.image.width * decoded.image.height <= limits.max_pixels
+        small = resize(decoded.image, "keep_ratio", 16)
+        phash(small)
+        encode(small, "jpeg", 90)
+        return decoded.image.size
+    assert reason in REASONS
+    return reason
 
 
 @contextmanager

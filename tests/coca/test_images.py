@@ -138,7 +138,14 @@ def test_a_jpeg_of_very_many_scans_is_refused_before_a_decoder_sees_it(monkeypat
     preview = data[:2] + b"\xff\xe1" + struct.pack(">H", 402) + b"\xff\xda" * 200 + data[2:]
     for harmless in (data, data[:last] + data[last:-2] * 20 + b"\xff\xd9", preview, data + b"\xff\xda" * 100):
         assert decode_rgb(harmless, LIMITS).size == (64, 64)
+    sequential = saved(smooth(64, 64).convert("L"), "jpeg")
+    scan = sequential[sequential.rindex(b"\xff\xda") : -2]
+    assert probe(sequential[:-2] + scan * 100 + b"\xff\xd9", LIMITS).width == 64  # a decoder reads the first alone
+    parts = saved(smooth(64, 64), "jpeg", subsampling=0)
+    first = parts.rindex(b"\xff\xda")
+    one = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + bytes(4)
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("Pillow was asked"))
+    assert reason_for(parts[:first] + one * 70 + b"\xff\xd9") is Reason.CORRUPT_IMAGE
     assert reason_for(bomb) is Reason.CORRUPT_IMAGE
 
 

@@ -81,3 +81,27 @@ def test_open_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (store.root, name) == (str(tmp_path), "x.txt")
     store, name = open_file("s3://bucket/folder/x.txt")
     assert (store.uri, name) == ("s3://bucket/folder", "x.txt")
+
+
+def test_a_conditional_write_that_collides_is_tried_again(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from botocore.exceptions import ClientError
+
+    store, answers = Store(s3), [409, 409]
+    client, put = store._s3_client, store._s3_client.put_object
+
+    def collide(**arguments: object) -> object:
+        if answers:
+            raise ClientError({"ResponseMetadata": {"HTTPStatusCode": answers.pop()}}, "PutObject")
+        return put(**arguments)
+
+    monkeypatch.setattr(client, "put_object", collide)
+    assert store.write_once("a", b"1") is True
+    assert answers == []
+    assert store.write_once("a", b"2") is False
+    assert store.read("a") == b"1"
+
+
+def test_what_is_named_gz_is_read_and_written_as_it_is(tmp_path: Path, s3: str) -> None:
+    for store in (Store(tmp_path), Store(s3)):
+        store.write("words.txt.gz", b"not compressed")
+        assert store.read("words.txt.gz") == b"not compressed"

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from coca.contract import Reason
+from pipelines.connections import user_agent
 from pipelines.fetch import Fetched, Fetcher
 from pipelines.fetch_config import FetchConfig
-from pipelines.request import Answer, Validators, user_agent
+from pipelines.request import Answer, Validators
 
 MAX_BYTES = 100_000
 LOOPBACK = ("127.0.0.0/8",)
@@ -315,3 +316,55 @@ def test_an_error_of_the_handler_reaches_the_caller_and_gives_the_bytes_back(web
             return fetcher._budget.used
 
     assert asyncio.run(run()) == 0
+
+
+def test_robots_txt_is_asked_for_once_and_obeyed_on_the_way_too(web: Any, pages: Any) -> None:
+    web.pages["/robots.txt"] = pages.answer(200, b"User-agent: *\nDisallow: /closed/\n")
+    web.pages["/open"] = pages.answer(200, b"x")
+    web.pages["/closed/a"] = pages.answer(200, b"x")
+    web.pages["/to"] = pages.redirect("/closed/a")
+    paths = ["/open", "/closed/a", "/to"]
+    got = fetch(*(web.url + path for path in paths), robots_txt=True)
+    assert [each.reason for each in got] == [None, Reason.ROBOTS_DISALLOWED, Reason.ROBOTS_DISALLOWED]
+    assert [each.requests for each in got] == [1, 0, 1]
+    assert web.requests == {"/robots.txt": 1, "/open": 1, "/to": 1}
+
+
+@pytest.mark.parametrize(
+    ("robots", "reason", "requests"),
+    [
+        (lambda p: p.answer(404), None, 1),
+        (lambda p: p.answer(403, b"User-agent: *\nDisallow: /"), None, 1),
+        (lambda p: p.redirect("/robots.txt"), None, 6),  # no end: as if there were none
+        (lambda p: p.answer(200, b"", "X-Robots-Tag: noindex", "tdm-reservation: 1"), None, 1),  # of the file itself
+        (lambda p: p.answer(500), Reason.HOST_UNAVAILABLE, 2),
+        (lambda p: p.answer(429), Reason.HOST_UNAVAILABLE, 2),
+        (lambda p: p.in_turn(p.answer(503), p.answer(200)), None, 2),
+        (lambda p: p.gzipped(b""), Reason.HOST_UNAVAILABLE, 1),
+        (lambda p: p.redirect("http://10.0.0.1/robots.txt"), Reason.HOST_UNAVAILABLE, 1),
+        (lambda p: p.hang, Reason.TIMEOUT, 2),
+        (lambda p: p.hang_up, Reason.CONNECT_ERROR, 2),
+    ],
+)
+def test_a_robots_txt_that_cannot_be_read(
+    web: Any, pages: Any, robots: Any, reason: Reason | None, requests: int
+) -> None:
+    web.pages["/robots.txt"] = robots(pages)
+    web.pages["/a"] = web.pages["/b"] = pages.answer(200, b"x")
+    got = fetch(f"{web.url}/a", f"{web.url}/b", robots_txt=True)
+    assert [each.reason for each in got] == [reason, reason]
+    assert [each.requests for each in got] == [0 if reason else 1] * 2
+    assert web.requests["/robots.txt"] == requests
+
+
+def test_of_a_long_robots_txt_the_beginning_counts(web: Any, pages: Any) -> None:
+    rules = b"User-agent: *\nDisallow: /early\n" + b"#" * (500 * 1024) + b"\nDisallow: /late\n"
+    web.pages["/robots.txt"] = pages.answer(200, rules)
+    web.pages["/late"] = pages.answer(200, b"x")
+    got = fetch(f"{web.url}/early", f"{web.url}/late", robots_txt=True, timeout_s=5)
+    assert [each.reason for each in got] == [Reason.ROBOTS_DISALLOWED, None]
+
+
+def test_a_name_that_does_not_resolve_says_so_also_where_its_robots_txt_is_asked_for_first() -> None:
+    (got,) = fetch("http://nobody.invalid/a", retries=0, timeout_s=20, robots_txt=True)
+    assert (got.reason, got.requests) == (Reason.DNS_FAILURE, 0)

@@ -68,7 +68,11 @@ def fetch(*urls: str, max_bytes: int = 1000, min_bytes: int = 0, **settings: Any
         ("<urlopen error no host given>", Reason.INVALID_URL, None),
         ("nonnumeric port: 'a'", Reason.INVALID_URL, None),
         ("URL can't contain control characters. '/a b' (found at least ' ')", Reason.INVALID_URL, None),
-        ("'ascii' codec can't encode character '\\xe9' in position 5: ordinal not in range(128)", Reason.INVALID_URL, None),
+        (
+            "'ascii' codec can't encode character '\\xe9' in position 5: ordinal not in range(128)",
+            Reason.INVALID_URL,
+            None,
+        ),
         ("encoding with 'idna' codec failed (UnicodeError: label empty or too long)", Reason.INVALID_URL, None),
         ("SSH-2.0-OpenSSH_9.2", Reason.SERVER_ERROR, None),
         ("got more than 65536 bytes when reading header line", Reason.SERVER_ERROR, None),

@@ -54,7 +54,15 @@ def test_only_the_configured_directives_count() -> None:
 
 @pytest.mark.parametrize(
     ("headers", "reserved"),
-    [(["1"], True), ([" 1 "], True), (["0", "1"], True), (["0"], False), ([], False), (["10"], False), (["true"], False)],
+    [
+        (["1"], True),
+        ([" 1 "], True),
+        (["0", "1"], True),
+        (["0"], False),
+        ([], False),
+        (["10"], False),
+        (["true"], False),
+    ],
 )
 def test_a_reservation_of_text_and_data_mining(headers: list[str], reserved: bool) -> None:
     assert is_tdm_reserved(headers) is reserved

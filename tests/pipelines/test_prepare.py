@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from coca.contract import Reason
-from coca.images import ImageLimits, decode_rgb, phash, probe
+from coca.images import ImageLimits, decode_rgb, phash, probe, resized_size
 from pipelines.image_config import ImageConfig
 from pipelines.prepare import StoredImage, prepare
 
@@ -54,6 +54,15 @@ def test_resizing(pages: Any, settings: dict[str, Any], size: tuple[int, int]) -
     image = stored(pages.picture("a", (400, 300)), **settings)
     assert (image.width, image.height) == size
     assert (image.original_width, image.original_height) == (400, 300)
+
+
+@pytest.mark.parametrize(("mode", "size"), [("keep_ratio", (1000, 809)), ("keep_ratio_largest", (1005, 809))])
+def test_scaled_decoding_does_not_change_the_size(pages: Any, mode: Any, size: tuple[int, int]) -> None:
+    """At a quarter both are 203 pixels high, which is another ratio."""
+    image = stored(pages.picture("a", size), resize=mode)
+    assert (image.width, image.height) == resized_size(*size, mode, 100)
+    quarter = (-(-size[0] // 4), 203)
+    assert resized_size(*quarter, mode, 100) != resized_size(*size, mode, 100)
 
 
 def test_enlarging_is_asked_for(pages: Any) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from coca.errors import BadInput, RunFailed
 from coca.storage import Store
 from coca.tokenizer import Tokenizer
-from pipelines.scorer import ScoreFiles, ScorerSpec, load_factory, scores_path, transform_image
+from pipelines.scorer import ScoreFiles, ScorerSpec, _check_cpus, load_factory, scores_path, transform_image
 from tests.stored_dataset import publish, row
 
 
@@ -70,6 +70,15 @@ def test_a_wrong_number_of_scores_ends_the_run(
     monkeypatch.setattr(Shape, "score", lambda self, images, captions: {"width": np.zeros(1)})
     with pytest.raises(RunFailed, match=r"test gave 'width' of shape \(1,\) for 2 pictures"):
         score(tmp_path, tokenizer, [row("a", "one"), row("b", "two")])
+
+
+def test_one_cpu_is_left_to_read_with() -> None:
+    spec = ScorerSpec(Shape, source="test", num_cpus=2)
+    _check_cpus(5, 2, spec)
+    with pytest.raises(BadInput, match=r"3 scorers with 2 CPUs each leave none .* has 6. Take 2 or fewer"):
+        _check_cpus(6, 3, spec)
+    with pytest.raises(BadInput, match="Give Ray 2 CPUs or more"):
+        _check_cpus(1, 1, spec)
 
 
 def test_factories_by_name() -> None:

@@ -228,7 +228,7 @@ ROW = st.fixed_dictionaries(
 FULL = SelectConfig(duplicates="perceptual", pair_duplicates_by_phash=True)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(ROW, min_size=1, max_size=14), st.randoms(use_true_random=False))
 def test_the_winners_are_those_of_the_definition_in_any_order(rows: list[dict[str, Any]], random: Any) -> None:
     named = [{**row, "sample_id": f"{place:02x}"} for place, row in enumerate(rows)]

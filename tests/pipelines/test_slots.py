@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipelines import slots
 from pipelines.fetch import Fetched, Fetcher
 from pipelines.fetch_config import FetchConfig
 from pipelines.rate_leases import Lease, LeaseBook
@@ -19,7 +20,7 @@ class Server:
     def __init__(self, delay_s: float = 0.0) -> None:
         self.delay_s = delay_s
         self.times: dict[str, list[float]] = {}
-        self.open = self.most_open = 0
+        self.open = self.most_open = self.accepted = 0
 
     @asynccontextmanager
     async def serve(self, host: str = "127.0.0.1") -> AsyncIterator[str]:
@@ -31,6 +32,7 @@ class Server:
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
+        self.accepted += 1
         self.most_open = max(self.most_open, self.open)
         try:
             while True:
@@ -109,6 +111,22 @@ def test_connections_and_rate_hold_in_one_worker() -> None:
     assert len(server.times["/robots.txt"]) == 1
 
 
+def test_few_idle_connections_are_kept_however_many_hosts_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "_MOST_IDLE_DOMAINS", 3)
+
+    async def run() -> None:
+        server = Server()
+        async with server.serve("0.0.0.0") as base, fetcher() as one:
+            port = base.rpartition(":")[2]
+            for number in (*range(1, 11), 10, 10, 9):
+                assert (await one.fetch(f"http://127.0.0.{number}:{port}/{number}")).result == b"body"
+            await asyncio.sleep(0.05)
+            assert server.open == 3
+        assert server.accepted == 10  # the last hosts were asked again over the same connections
+
+    asyncio.run(run())
+
+
 def test_workers_that_lease_keep_the_limits_together() -> None:
     async def run() -> tuple[Server, BookLeases]:
         server = Server(delay_s=0.03)
@@ -123,6 +141,8 @@ def test_workers_that_lease_keep_the_limits_together() -> None:
             jobs = [each.fetch(url, leased=True) for each in (one, two, three) for url in urls(base, 30)]
             got = await asyncio.gather(*jobs)
             assert all(each.result == b"body" for each in got)
+            held = leases.book.held("127.0.0.1", time.monotonic() + 1)
+            assert held == (0, 0)  # given back before the last link's end is told, as the loop may then stand still
         return server, leases
 
     server, leases = asyncio.run(run())
@@ -192,6 +212,23 @@ def test_a_share_that_nobody_gives_any_more_stops_new_requests() -> None:
             assert "/late" not in server.times
             late.cancel()
             await asyncio.gather(late, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_who_has_a_connection_and_waits_for_its_turn_hears_of_the_error_too() -> None:
+    async def run() -> None:
+        server, leases = Server(), BookLeases(LeaseBook(4, 0.2, lasts_s=0.4, drain_s=0.0))
+
+        async def broken(*_: Any) -> None:
+            raise RuntimeError("actor gone")
+
+        leases.renew = broken  # type: ignore[method-assign, assignment]
+        async with server.serve() as base, fetcher(leases, lease_s=0.4) as one:
+            jobs = [asyncio.create_task(one.fetch(url, leased=True)) for url in urls(base, 3)]
+            first, *others = await asyncio.gather(*jobs, return_exceptions=True)
+        assert isinstance(first, Fetched)
+        assert [str(error) for error in others] == ["actor gone"] * 2
 
     asyncio.run(run())
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from coca.dataset import Dataset
 from coca.tokenizer import Tokenizer, train_bpe
+from jobs.cluster import ClusterInfo
 from jobs.commands.data_selection import retokenize, select
 from pipelines.select_config import SelectConfig
 from tests.stored_dataset import publish, row
@@ -54,6 +55,14 @@ def test_settings_go_over_the_standing_ones(folder: Path) -> None:
     again = run(select, f"{folder}/mine")
     assert "was selected by these rules already" in again.stdout
     assert facts(again)["version"] == 4
+
+
+def test_a_gpu_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = ClusterInfo(address="", dashboard_url="", started_here=True, cpus=4, gpus=0, nodes=1)
+    monkeypatch.setattr("jobs.cluster.connect", lambda: here)
+    result = run(select, f"{folder}/mine", "--scorer", "jobs.scorers:CheckpointScorer", "--scorer-gpus", "1")
+    assert result.exit_code == 2
+    assert "1 scorers with 1 GPUs each: this machine has 0" in result.stderr
 
 
 def test_other_tokens(folder: Path) -> None:
