@@ -71,6 +71,7 @@ def compare(corpus: str, arguments: argparse.Namespace, work: Path) -> dict[str,
             theirs.append(measure(their_command, few, all_links, arguments))
             ours.append(measure(our_command, few, all_links, arguments))
         differences = compare_rows(their_rows(work / "their_command"), our_rows(work / "our_command"))
+        differences["our_reasons"] = our_reasons(work / "our_command")
     return {
         "benchmark": "download",
         "corpus": corpus,
@@ -217,6 +218,12 @@ def our_rows(output: Path) -> dict[str, Row]:
     columns = ("url", "image", "width", "height", "original_width", "original_height")
     groups = range(dataset.row_groups.num_rows)
     return {row["url"]: row for index in groups for row in dataset.read_row_group(index, columns=columns).to_pylist()}
+
+
+def our_reasons(output: Path) -> dict[str, int]:
+    """Why links have no selected sample, from the ledger's files: there has been one refresh."""
+    tables = [pq.ParquetFile(path).read(columns=["reason"]) for path in (output / "links").rglob("*.parquet")]
+    return dict(Counter(row["reason"] for table in tables for row in table.to_pylist() if row["reason"]))
 
 
 def compare_rows(theirs: dict[str, Row], ours: dict[str, Row]) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class Store:
         """Create a file only if it is not there (conditional PUT).
 
         Returns:
-            False where it was there already; its bytes are untouched.
+            False where it was there already with other bytes; they are untouched.
         """
         if self.is_s3:
             return self._s3_write_once(path, data)
@@ -157,7 +157,7 @@ class Store:
         try:
             os.link(staged, target)
         except FileExistsError:
-            return False
+            return target.read_bytes() == data
         finally:
             staged.unlink()
         _sync_folder(target.parent)
@@ -172,7 +172,8 @@ class Store:
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if status == 412:
-                return False
+                # Ours, where an answer was lost and the client has asked again; else another's.
+                return self.read(path) == data
             if status == 409 and retries:  # another conditional write of this key was under way: S3 asks to try again
                 time.sleep(random.uniform(0.1, 0.5))
                 return self._s3_write_once(path, data, retries - 1)

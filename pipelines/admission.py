@@ -20,7 +20,7 @@ class Admission:
     def __init__(self, config: RefreshConfig, withdrawn: Withdrawn) -> None:
         self._withdrawn = np.array(withdrawn.source_sha256.to_pylist(), dtype="S64")  # sorted
         self._blocked = load_blocked_hashes(config.judge.block_hashes) if config.judge.block_hashes else None
-        self._pool = DecodePool(config.image, config.fetch.decode_threads)
+        self._pool = DecodePool(config.image, config.fetch.decode_processes)
 
     async def __aenter__(self) -> Self:
         await self._pool.__aenter__()

@@ -27,8 +27,8 @@ class FetchConfig(Config):
     """How long a worker's share of a domain that several workers fetch from lasts unless it is renewed."""
     max_bytes_in_flight: int = Field(256 * 1024 * 1024, ge=1)
     """Bodies held in memory per worker, in bytes, until they are decoded."""
-    decode_threads: int = Field(2, ge=1)
-    """Threads per worker that decode and resize while others are fetched."""
+    decode_processes: int = Field(2, ge=1)
+    """Processes per worker that decode and resize while it fetches: a decoder's crash costs its image."""
     dns_threads: int = Field(32, ge=1)
     """Names looked up at once per worker."""
     dns_cache_s: float = Field(300.0, ge=0)
@@ -58,8 +58,6 @@ class FetchConfig(Config):
     not asked for again."""
     max_redirects: int = Field(5, ge=0)
     """Redirects followed per attempt; each target is checked like the first address."""
-    recheck_after_s: float = Field(6 * 3600.0, ge=0)
-    """When a link that failed for a passing cause is due again."""
     contact: str = Field("", pattern=r"^[\x20-\x7e]*$")
     """A url or e-mail address for site owners, sent in the user agent."""
     allow_networks: tuple[str, ...] = ()

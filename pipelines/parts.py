@@ -14,18 +14,18 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from coca.errors import BadInput
+from coca.errors import BadInput, RunFailed
 from coca.tokenizer import Tokenizer
 from coca.withdrawn import Withdrawn
 from pipelines.admission import Admission
 from pipelines.config import RefreshConfig
-from pipelines.fetch import Fetched, Fetcher, Validators
+from pipelines.fetch import Fetched, Validators, create_fetcher
 from pipelines.import_shards import Shard, import_reason, read_shard, restore_source
+from pipelines.lease import list_epochs
 from pipelines.metrics import FetchMetrics
 from pipelines.outcomes import OUTCOMES
 from pipelines.part_files import Taken, write_part
 from pipelines.plan import read_part
-from pipelines.prepare import Prepared
 from pipelines.rate_leases import LeaseClient, start_rate_leases
 from pipelines.ray_data import quiet_ray_data
 from pipelines.staging import Staging
@@ -56,6 +56,8 @@ class FetchJob:
     tokenizer: Tokenizer
     withdrawn: Withdrawn
     leases: LeaseClient | None = None
+    lease_epoch: int | None = None
+    """Of the refresh: once another has the dataset, a worker that is left over from this one writes nothing."""
     shards: tuple[Shard, ...] = ()
     """Of an import: where the bytes lie. No host is asked then."""
 
@@ -96,10 +98,10 @@ class FetchPart:
         self._open_links = OpenLinks(config.publish.links_per_part)
         self._admission = await self._resources.enter_async_context(Admission(config, self._job.withdrawn))
         limits = config.image.limits
-        self._fetcher: Fetcher[Prepared] = Fetcher(
-            config.fetch, limits.max_bytes, self._admission.prepare, self._job.leases, min_bytes=limits.min_bytes
+        fetcher: Any = create_fetcher(
+            config.fetch, limits.max_bytes, self._admission.prepare, self._job.leases, limits.min_bytes
         )
-        await self._resources.enter_async_context(self._fetcher)
+        self._fetcher: Any = await self._resources.enter_async_context(fetcher)
 
     async def _do_part(self, batch: int, part: int) -> dict[str, Any]:
         staging = self._job.staging
@@ -110,10 +112,17 @@ class FetchPart:
             with Taken(self._job.config.recheck) as taken:
                 await (self._import_part(plan, taken) if self._job.shards else self._fetch_part(plan, taken))
                 async with self._writing:  # one file at a time is held in memory
+                    await asyncio.to_thread(self._check_lease)
                     outcomes = await asyncio.to_thread(
                         write_part, staging, batch, part, taken, self._job.config, self._job.tokenizer
                     )
         return vars(_report(batch, part, outcomes)) | {"verdicts": json.dumps(_verdicts(outcomes))}
+
+    def _check_lease(self) -> None:
+        epoch = self._job.lease_epoch
+        newest = max(list_epochs(self._job.staging.dataset), default=0)
+        if epoch is not None and newest > epoch:
+            raise RunFailed(f"the lease of this refresh (epoch {epoch}) was taken over by epoch {newest}")
 
     async def _fetch_part(self, plan: pa.Table, taken: Taken) -> None:
         pairs_of: dict[str, list[dict[str, Any]]] = {}

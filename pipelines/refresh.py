@@ -18,6 +18,7 @@ from pipelines.caption_counts import KEYS, frequent_captions
 from pipelines.config import RefreshConfig
 from pipelines.finish import finish_refresh
 from pipelines.funnel import Funnel, make_funnel
+from pipelines.img2dataset_engine import import_download
 from pipelines.import_plan import deal_by_shard, regroup_by_shard
 from pipelines.import_shards import Shard
 from pipelines.intake import Intake, LinksTable, PairSource, read_spilled, take_in
@@ -112,8 +113,7 @@ def run_refresh(
     """Bring a dataset up to date with the pairs of a source."""
     started_s = time.monotonic()
     _check_scores(settle_config(config, read_standing(store))[0], scorers)
-    if config.judge.block_hashes:
-        load_blocked_hashes(config.judge.block_hashes)  # a bad list is told before any request
+    _check_workers_needs(config)
     with hold_lease(store, f"coca data {kind.name}", config.publish.lease_s) as lease:
         standing = read_standing(store)
         config, tokenizer = settle_config(config, standing)
@@ -132,7 +132,7 @@ def run_refresh(
         _prepare_tables(staging, standing, lease)
         if start_ray is not None and any(batch.urls for batch in plan.batches):
             start_ray()
-        job = FetchJob(config, staging, tokenizer, standing.withdrawn, shards=kind.shards)
+        job = FetchJob(config, staging, tokenizer, standing.withdrawn, lease_epoch=lease.epoch, shards=kind.shards)
         run = RefreshRun(job, plan, lease, deal_by_shard if kind.shards else None)
         run.run()
         record, funnel, withdrawn = finish_refresh(run, standing, lease, scorers, kind.name, start_ray=start_ray)
@@ -210,6 +210,14 @@ def settle_config(config: RefreshConfig, standing: Standing) -> tuple[RefreshCon
     if standing.record and config.select == SelectConfig():
         settled["select"] = SelectConfig.model_validate(standing.record.config.get("select", {}))
     return config.model_copy(update=settled), _choose_tokenizer(config, standing)
+
+
+def _check_workers_needs(config: RefreshConfig) -> None:
+    """Raises BadInput here, before any request, for what every fetching worker would raise."""
+    if config.judge.block_hashes:
+        load_blocked_hashes(config.judge.block_hashes)
+    if config.fetch.engine == "img2dataset":
+        import_download()
 
 
 def _check_scores(config: RefreshConfig, scorers: Sequence[ScorerSpec]) -> None:

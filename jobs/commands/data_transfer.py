@@ -33,7 +33,7 @@ def import_command(
     from coca.typed_config import build_config, resolve_config
     from jobs.cluster import connect
     from pipelines.config import RefreshConfig
-    from pipelines.refresh import import_dataset
+    from pipelines.imports import import_dataset
 
     values = resolve_config(RefreshConfig(), config_file, sets).model_dump()
     for key, value in {"to": to, "tokenizer": tokenizer}.items():
