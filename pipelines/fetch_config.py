@@ -16,7 +16,7 @@ class FetchConfig(Config):
     with its exact behaviour: no check of addresses, of sizes or of redirects while fetching, no robots.txt, no limits
     per domain. It needs `pip install 'coca[img2dataset]'`."""
     workers: int | None = Field(None, ge=1)
-    """Fetching actors; by default half of the cluster's CPUs. One CPU at least stays free for writing."""
+    """Fetching actors; by default one for each ``1 + decode_processes`` CPUs of the cluster."""
     concurrency_per_worker: int = Field(64, ge=1)
     """Requests in flight per worker."""
     connections_per_domain: int = Field(8, ge=1)
@@ -27,7 +27,7 @@ class FetchConfig(Config):
     """How long a worker's share of a domain that several workers fetch from lasts unless it is renewed."""
     max_bytes_in_flight: int = Field(256 * 1024 * 1024, ge=1)
     """Bodies held in memory per worker, in bytes, until they are decoded."""
-    decode_processes: int = Field(2, ge=1)
+    decode_processes: int = Field(3, ge=1)
     """Processes per worker that decode and resize while it fetches: a decoder's crash costs its image."""
     dns_threads: int = Field(32, ge=1)
     """Names looked up at once per worker."""

@@ -23,8 +23,9 @@ from pipelines.staging import read_table, write_table
 from pipelines.tasks import StartRay, run_tasks
 
 BUCKETS = 256
-# Rows of a piece whose number is not known beforehand: text files tell none.
-_ROWS_OF_TEXT = 250_000
+# A guess at the rows of what does not tell them: bytes of a line of text, and rows where not even the size is known.
+_LINE_BYTES = 128
+_ROWS_UNKNOWN = 1_000_000
 _SPILL_ROWS = 500_000
 
 # `place` counts the rows of a piece.
@@ -62,7 +63,7 @@ class PairSource(Protocol):
         ...
 
     def rows(self, piece: Any) -> int | None:
-        """Of a piece, None where that is not known beforehand."""
+        """Of a piece, about; None where nothing is known beforehand."""
         ...
 
     def read(self, piece: Any) -> Iterator[pa.Table]:
@@ -83,7 +84,7 @@ class LinksTable:
         return cls(config, list_pieces(config))
 
     def rows(self, piece: LinksPiece) -> int | None:
-        return piece.rows
+        return piece.size // _LINE_BYTES if piece.rows is None and piece.size is not None else piece.rows
 
     def read(self, piece: LinksPiece) -> Iterator[pa.Table]:
         return read_piece(piece, self.config)
@@ -117,7 +118,7 @@ def _intake_id(source: PairSource, config: RefreshConfig) -> str:
 
 def _shard_count(source: PairSource, rows_at_once: int) -> int:
     known = [source.rows(piece) for piece in source.pieces]
-    rows = sum(_ROWS_OF_TEXT if count is None else count for count in known)
+    rows = sum(_ROWS_UNKNOWN if count is None else count for count in known)
     shards = 1
     while shards < BUCKETS and shards * rows_at_once < rows:
         shards *= 2

@@ -30,6 +30,8 @@ class LinkFile:
 
     uri: str
     fingerprint: str
+    size: int | None = None
+    """Bytes, where a listing tells."""
 
     @property
     def shown(self) -> str:
@@ -69,7 +71,7 @@ def find_files(uri: str) -> list[LinkFile]:
         info = store.filesystem.get_file_info(store.path(name))
         if info.type == pafs.FileType.File:
             _check_suffix(uri, name)
-            return [LinkFile(f"{store.uri}/{name}", _fingerprint(info))]
+            return [LinkFile(f"{store.uri}/{name}", _fingerprint(info), info.size)]
         missing = f"the links table {uri} does not exist"
         if info.type == pafs.FileType.Directory:
             missing = f"the folder {uri} holds no {', '.join((*PARQUET, *TEXT))} file"
@@ -79,7 +81,7 @@ def find_files(uri: str) -> list[LinkFile]:
         raise BadInput(missing, "Give a Parquet, CSV, TSV or JSON lines file, a folder of them, or a pattern")
     for name in found:
         _check_suffix(uri, name)
-    return [LinkFile(f"{store.uri}/{name}", _fingerprint(found[name])) for name in sorted(found)]
+    return [LinkFile(f"{store.uri}/{name}", _fingerprint(found[name]), found[name].size) for name in sorted(found)]
 
 
 @contextmanager

@@ -29,6 +29,8 @@ class LinksPiece:
     """Known of Parquet only."""
     fingerprint: str
     """Size and time of the file, or what its server says instead: changes when the content does."""
+    size: int | None = None
+    """Bytes of the whole file, where a listing tells."""
 
 
 def list_pieces(config: LinksConfig) -> list[LinksPiece]:
@@ -93,7 +95,7 @@ def _list_pieces(uri: str, columns: Columns, config: LinksConfig) -> tuple[list[
 
 
 def _pieces_of(file: LinkFile, columns: Columns, config: LinksConfig) -> tuple[list[LinksPiece], bool]:
-    whole = LinksPiece(file.uri, None, None, file.fingerprint)
+    whole = LinksPiece(file.uri, None, None, file.fingerprint, file.size)
     if is_web(file.uri):
         return [whole], False
     if kind_of(file.uri) != "parquet":
@@ -103,7 +105,7 @@ def _pieces_of(file: LinkFile, columns: Columns, config: LinksConfig) -> tuple[l
         columns.extra_of(footer.schema_arrow.names, file.uri)
         rows = [footer.metadata.row_group(index).num_rows for index in range(footer.num_row_groups)]
     stretches = _stretches(rows)
-    return [LinksPiece(file.uri, groups, n, file.fingerprint) for groups, n in stretches], not sum(rows)
+    return [LinksPiece(file.uri, groups, n, file.fingerprint, file.size) for groups, n in stretches], not sum(rows)
 
 
 def _stretches(rows: list[int]) -> list[tuple[tuple[int, ...], int]]:

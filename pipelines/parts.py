@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import threading
 from collections import Counter
 from collections.abc import Generator
@@ -20,6 +21,7 @@ from coca.withdrawn import Withdrawn
 from pipelines.admission import Admission
 from pipelines.config import RefreshConfig
 from pipelines.fetch import Fetched, Validators, create_fetcher
+from pipelines.fetch_config import FetchConfig
 from pipelines.import_shards import Shard, import_reason, read_shard, restore_source
 from pipelines.lease import list_epochs
 from pipelines.metrics import FetchMetrics
@@ -205,15 +207,14 @@ def run_parts(parts: list[tuple[int, int]], job: FetchJob) -> Generator[PartDone
 
     Ray has been initialised by the caller. No actor outlives the iteration.
     """
-    workers, cpus_each = _plan_workers(job.config.fetch.workers, len(parts))
-    keys = [{"batch": batch, "part": part} for batch, part in parts]
     fetch = job.config.fetch
-    leases = start_rate_leases(
-        fetch.connections_per_domain, fetch.requests_per_second_per_domain, fetch.lease_s, fetch.timeout_s
-    )
+    workers, cpus_each = plan_workers(fetch, len(parts), ray.cluster_resources().get("CPU", 0.0))
+    keys = [{"batch": batch, "part": part} for batch, part in parts]
+    if workers > 1:  # one alone keeps every domain's limits by itself
+        limits = fetch.connections_per_domain, fetch.requests_per_second_per_domain
+        job = replace(job, leases=start_rate_leases(*limits, fetch.lease_s, fetch.timeout_s))
     fetch_part: Any = FetchPart  # Ray's types know classes with __call__ for batches only
     with quiet_ray_data():
-        job = replace(job, leases=leases)
         dataset = ray.data.from_items(keys, override_num_blocks=len(keys)).map(
             fetch_part,
             fn_constructor_kwargs={"job": job},
@@ -229,14 +230,20 @@ def run_parts(parts: list[tuple[int, int]], job: FetchJob) -> Generator[PartDone
             yield PartDone(**{**report, "verdicts": Counter(json.loads(report["verdicts"]))})
 
 
-def _plan_workers(wanted: int | None, parts: int) -> tuple[int, float]:
-    """How many fetching actors, and CPUs for each, so that half a CPU at least stays free for reading the keys."""
-    cpus = ray.cluster_resources().get("CPU", 0.0)
-    workers = min(wanted or max(1, int(cpus // 2)), parts)
-    free_cpus = cpus - 1
+def plan_workers(config: FetchConfig, parts: int, cpus: float) -> tuple[int, float]:
+    """How many fetching actors, and CPUs for each; half a CPU at least stays free for Ray Data's own tasks.
+
+    An actor keeps one CPU busy with its connections and one more with each of its decoding processes.
+
+    Raises:
+        BadInput: the cluster is too small for the number that is asked for.
+    """
+    wanted = 1 + config.decode_processes
+    workers = min(config.workers or max(1, int(cpus // wanted)), parts)
+    free_cpus = cpus - 0.5
     if free_cpus < 0.5 * workers:
         raise BadInput(
-            f"fetch.workers = {workers} leaves no CPU to write with: the Ray cluster has {cpus:g}",
-            f"Set fetch.workers to {int(free_cpus / 0.5)} or fewer" if free_cpus >= 0.5 else "Give Ray 2 CPUs or more",
+            f"fetch.workers = {workers} leaves no CPU for Ray Data: the Ray cluster has {cpus:g}",
+            f"Set fetch.workers to {int(free_cpus / 0.5)} or fewer" if free_cpus >= 0.5 else "Give Ray 1 CPU or more",
         )
-    return workers, 1.0 if free_cpus >= workers else 0.5
+    return workers, min(float(wanted), math.floor(2 * free_cpus / workers) / 2)

@@ -1,4 +1,4 @@
-"""A function over many items: here where there is one item, as a Ray Data job where there are more."""
+"""A function over many items: here where there are few, as a Ray Data job where there are more."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -8,6 +8,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 StartRay = Callable[[], object]
+
+# So few items cost less here than a job costs to start.
+IN_PROCESS_ITEMS = 4
 
 
 def run_tasks(
@@ -20,7 +23,7 @@ def run_tasks(
     Args:
         start_ray: called before the first task; without it, all run in this process.
     """
-    if start_ray is None or len(items) < 2:
+    if start_ray is None or len(items) <= IN_PROCESS_ITEMS:
         return [function(item) for item in items]
     import ray.data
 

@@ -31,7 +31,7 @@ TRAIN = "train --recipe scenes --set train.lanes=4 --out new"
 TUNE = "tune --recipe scenes --set train.lanes=4 --out new"
 CASES = [
     # --- a file that is missing, or no such thing
-    ("tokenizer train --from none.csv --out t.json", "nothing at .*none.csv. Give a .parquet, .csv or .tsv file"),
+    ("tokenizer train --from none.csv --out t.json", "the links table none.csv does not exist. Give a Parquet, CSV, TSV or JSON lines file"),
     ("tokenizer train --from links.csv --out links.csv/t.json", "links.csv is a file. Give a folder"),
     ("tokenizer train --from links.csv --out run", "--out run is a folder. Name a file in it: run/tokenizer.json"),
     ("data refresh --links links.csv --to links.csv --tokenizer t.json", "--to .*links.csv is a file. Give a folder"),
@@ -55,7 +55,7 @@ CASES = [
     # --- an unknown column
     (
         "tokenizer train --from links.csv --column text --out t.json",
-        "no column 'text'. Give --column, one of: url, cap",
+        "no column 'text'. Did you mean 'caption'.* --column",
     ),
     ("data refresh --links links.csv --caption-column text --to new --tokenizer t.json", "no column 'text'.*caption"),
     (f"{TUNE} --data dataset --held-out columns.parquet", "no column 'captions', only image. An evaluation set has"),

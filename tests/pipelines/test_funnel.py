@@ -1,54 +1,28 @@
-"""Every link in is counted once."""
+"""The funnel: counts that add up, and how they look."""
 
-import pyarrow as pa
 import pytest
 
-from coca.contract import Reason, State, sample_id
-from pipelines.funnel import Funnel, count_verdicts, render_funnel
-from pipelines.judge import JUDGED
+from pipelines.funnel import Funnel, make_funnel, render_funnel
 
 
-def judged(*rows: tuple[str, str | None]) -> pa.Table:
-    return pa.Table.from_pylist(
-        [{"sample_id": sample_id(key, ""), "url": key, "caption": "", "reason": reason} for key, reason in rows],
-        schema=JUDGED,
-    )
-
-
-def latest(*rows: tuple[str, str | None]) -> pa.Table:
-    return pa.table(
-        {
-            "sample_id": [sample_id(key, "") for key, _ in rows],
-            "state": [(State.OK if reason is None else State.REJECTED).value for _, reason in rows],
-            "reason": pa.array([reason for _, reason in rows], pa.string()),
-        }
-    )
-
-
-def test_every_row_counts_once_by_its_standing_verdict() -> None:
-    links = judged(
-        ("a", None), ("a", "duplicate_pair"), ("b", None), ("c", None), ("d", "empty_caption"), ("d", "empty_caption")
-    )
-    standing = latest(("a", None), ("b", None), ("c", "not_found"), ("d", "empty_caption"), ("e", "timeout"))
-    funnel = count_verdicts(links, standing, {sample_id("b", "")})
+def test_counts_of_all_sources_are_summed_in_the_order_of_the_reasons() -> None:
+    standing = {"": 5, "not_found": 1}
+    batch = {"": 4, "timeout": 2, "invalid_url": 1}
+    moved = {"duplicate_image": 3, "": -3}
+    funnel = make_funnel(13, standing, batch, moved, {"waiting": 0})
     assert funnel == Funnel(
-        links=6,
-        samples=1,
-        rejected={"empty_caption": 2, "duplicate_pair": 1, "not_found": 1, "duplicate_image": 1},
+        links=13, samples=6, rejected={"invalid_url": 1, "timeout": 2, "not_found": 1, "duplicate_image": 3}
     )
-    assert list(funnel.rejected) == [r.value for r in Reason if r.value in funnel.rejected]
+    assert list(funnel.rejected) == ["invalid_url", "timeout", "not_found", "duplicate_image"]
 
 
-def test_a_pair_without_a_verdict_is_a_fault_of_ours() -> None:
-    with pytest.raises(AssertionError, match="without a verdict"):
-        count_verdicts(judged(("a", None)), latest(("b", None)), set())
+def test_a_lost_link_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="lost or counted twice"):
+        make_funnel(3, {"": 1}, {"timeout": 1})
 
 
-def test_the_table_for_a_terminal() -> None:
-    text = render_funnel(Funnel(links=2000, samples=1500, rejected={"timeout": 1, "not_found": 499}))
-    assert text.splitlines() == [
-        "links       2,000 100.0% " + "█" * 40,
-        "- timeout       1   0.1% █",
-        "- not_found   499  24.9% " + "█" * 10,
-        "samples     1,500  75.0% " + "█" * 30,
-    ]
+def test_the_funnel_for_a_terminal() -> None:
+    lines = render_funnel(Funnel(links=2000, samples=1500, rejected={"timeout": 500})).splitlines()
+    assert lines[0] == "links     2,000 100.0% " + "█" * 40
+    assert lines[1] == "- timeout   500  25.0% " + "█" * 10
+    assert lines[2] == "samples   1,500  75.0% " + "█" * 30

@@ -17,11 +17,12 @@ from coca.tokenizer import Tokenizer
 from coca.withdrawn import WITHDRAWN, Withdrawn
 from pipelines import part_files
 from pipelines.config import PublishConfig, RefreshConfig
+from pipelines.fetch_config import FetchConfig
 from pipelines.intake import LinksTable, take_in
 from pipelines.join import JoinSettings, find_due
 from pipelines.ledger import EVENTS, latest_events
 from pipelines.outcomes import OUTCOMES
-from pipelines.parts import FetchJob, FetchPart, OpenLinks, _plan_workers
+from pipelines.parts import FetchJob, FetchPart, OpenLinks, plan_workers
 from pipelines.plan import PlannedBatch, cut_batch
 from pipelines.staging import Staging
 
@@ -158,13 +159,26 @@ async def _parts_come_in() -> None:
     assert order == ["a", "b", "c"]
 
 
-@pytest.mark.ray
-def test_workers_leave_a_cpu_free(ray_cluster: Any) -> None:
-    assert _plan_workers(None, 100) == (2, 1.0)
-    assert _plan_workers(None, 1) == (1, 1.0)
-    assert _plan_workers(5, 100) == (5, 0.5)
-    with pytest.raises(BadInput, match=r"fetch\.workers = 9 .*the Ray cluster has 4.*Set fetch\.workers to 6 or fewer"):
-        _plan_workers(9, 100)
+@pytest.mark.parametrize(
+    ("settings", "parts", "cpus", "planned"),
+    [
+        ({}, 100, 16, (4, 3.5)),
+        ({}, 100, 4, (1, 3.5)),
+        ({}, 100, 2, (1, 1.5)),
+        ({}, 2, 64, (2, 4.0)),
+        ({"decode_processes": 1}, 100, 16, (8, 1.5)),
+        ({"workers": 3}, 100, 4, (3, 1.0)),
+    ],
+)
+def test_workers_leave_ray_data_a_cpu(
+    settings: dict[str, int], parts: int, cpus: float, planned: tuple[int, float]
+) -> None:
+    assert plan_workers(FetchConfig(**settings), parts, cpus) == planned
+
+
+def test_a_cluster_too_small_for_the_workers_is_told() -> None:
+    with pytest.raises(BadInput, match=r"fetch\.workers = 9 .*the Ray cluster has 4.*Set fetch\.workers to 7 or fewer"):
+        plan_workers(FetchConfig(workers=9), 100, 4)
 
 
 def test_reports_count_verdicts(web: Any, pages: Any, refresh_config: Build, fetch_all: Any) -> None:

@@ -60,7 +60,7 @@ def test_flags_go_over_set_and_set_over_the_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--links", "{}/no.parquet"], "no.parquet does not exist. Give a Parquet or CSV file"),
+        (["--links", "{}/no.parquet"], "no.parquet does not exist. Give a Parquet, CSV, TSV or JSON lines file"),
         (["--url-column", "url"], "has no column 'url'. Did you mean 'URL'? It has URL, TEXT"),
         (["--tokenizer", "{}/no.json"], "cannot read the tokenizer"),
         (["--set", "fetch.timout_s=3"], "unknown config key 'fetch.timout_s'. Did you mean 'timeout_s'?"),
