@@ -12,7 +12,7 @@ help:
 	@echo "make test     the test suite"
 	@echo "make check    format, lint, types, then the tests (what CI runs)"
 	@echo "make bench    the benchmarks, others beside us"
-	@echo "make peers    .venv-open-clip, for the benchmarks against open_clip"
+	@echo "make peers    .venv-open-clip and .venv-img2dataset, for the benchmarks against them"
 	@echo "make soak     the long kill, fuzz and chaos runs"
 	@echo "make format   format and fix what can be fixed"
 	@echo "make clean    remove caches and build leftovers (keeps .venv and runs)"
@@ -34,11 +34,17 @@ check: .venv/installed-dev
 bench: .venv/installed-dev peers
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
-peers: .venv-open-clip/installed
+peers: .venv-open-clip/installed .venv-img2dataset/installed
 
 .venv-open-clip/installed: benchmarks/peers/requirements.txt .venv/installed-dev
 	$(BIN)/python -m venv --clear .venv-open-clip
 	.venv-open-clip/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt
+	@touch $@
+
+.venv-img2dataset/installed: benchmarks/peers/img2dataset-requirements.txt .venv/installed-dev
+	$(BIN)/python -m venv --clear .venv-img2dataset
+	.venv-img2dataset/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r benchmarks/peers/img2dataset-requirements.txt
 	@touch $@
 
 soak: .venv/installed-dev

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from coca.storage import Store
 from pipelines.config import PublishConfig, RecheckConfig, RefreshConfig
-from pipelines.intake import INTAKE, take_in_links
+from pipelines.intake import INTAKE, LinksTable, take_in
 from pipelines.join import JoinSettings, find_due
 from pipelines.ledger import EVENTS, latest_events
 from pipelines.links_config import LinksConfig
@@ -93,7 +93,7 @@ def measure_intake(folder: Path, rows: int) -> dict[str, object]:
     pq.write_table(links, path, row_group_size=100_000)
     config = RefreshConfig(links=LinksConfig(uri=str(path)))
     started_s = time.perf_counter()
-    intake = take_in_links(Store(folder / f"intake-{rows}"), config)
+    intake = take_in(Store(folder / f"intake-{rows}"), LinksTable.open(config.links), config)
     seconds = time.perf_counter() - started_s
     assert intake.rows == rows
     return {"step": "intake", "size": rows, "us_per_link": round(seconds / rows * 1e6, 2), "seconds": round(seconds, 2)}

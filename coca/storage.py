@@ -9,15 +9,21 @@ import random
 import re
 import time
 import uuid
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
 
 from coca.errors import BadInput
+from coca.s3 import CutShort, delta_options, retry, s3_client, s3_filesystem, status_of
+
+Result = TypeVar("Result")
 
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+# As ``_stage`` names them.
+_STAGED = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 class Store:
@@ -57,20 +63,11 @@ class Store:
     def filesystem(self) -> pafs.FileSystem:
         if not self.is_s3:
             return pafs.LocalFileSystem()
-        endpoint = _s3_endpoint()
-        options: dict[str, Any] = {"region": _s3_region(), "allow_bucket_creation": False}
-        if endpoint:
-            options["endpoint_override"] = endpoint.split("://")[-1]
-            options["scheme"] = endpoint.split("://")[0]
-        return pafs.S3FileSystem(**options)
+        return s3_filesystem()
 
     @cached_property
     def _s3_client(self) -> Any:
-        try:
-            import boto3
-        except ImportError:
-            raise BadInput("writing to s3:// needs boto3", "pip install 'coca[s3]'") from None
-        return boto3.client("s3", endpoint_url=_s3_endpoint(), region_name=_s3_region())
+        return s3_client()
 
     def check_folder(self, option: str) -> None:
         """Raises BadInput, naming the ``option`` that gave it, where a file lies at this folder or above it."""
@@ -91,21 +88,20 @@ class Store:
     @property
     def delta_options(self) -> dict[str, str]:
         """``storage_options`` for deltalake; commits on S3 go by conditional PUT."""
-        if not self.is_s3:
-            return {}
-        options = {"AWS_REGION": _s3_region(), "aws_conditional_put": "etag"}
-        endpoint = _s3_endpoint()
-        if endpoint:
-            options["AWS_ENDPOINT_URL"] = endpoint
-            if endpoint.startswith("http://"):
-                options["AWS_ALLOW_HTTP"] = "true"
-        return options
+        return delta_options() if self.is_s3 else {}
+
+    def retry(self, action: Callable[[], Result], *also: type[Exception]) -> Result:
+        """The result of an action that may be done twice; on S3 as ``coca.s3.retry``, on disk it is done once."""
+        return retry(self.uri, action, *also) if self.is_s3 else action()
 
     def exists(self, path: str) -> bool:
-        return bool(self.filesystem.get_file_info(self.path(path)).type != pafs.FileType.NotFound)
+        return self._type_of(path) != pafs.FileType.NotFound
 
     def is_folder(self, path: str) -> bool:
-        return bool(self.filesystem.get_file_info(self.path(path)).type == pafs.FileType.Directory)
+        return self._type_of(path) == pafs.FileType.Directory
+
+    def _type_of(self, path: str) -> pafs.FileType:
+        return self.retry(lambda: self.filesystem.get_file_info(self.path(path)).type)
 
     def size(self, path: str) -> int:
         """Bytes of a file.
@@ -113,15 +109,21 @@ class Store:
         Raises:
             FileNotFoundError: there is none.
         """
+        if self.is_s3:
+            return self.retry(lambda: self._s3_size(path))
         info = self.filesystem.get_file_info(self.path(path))
         if info.type != pafs.FileType.File:
             raise FileNotFoundError(f"{self.uri}/{path}")
         return int(info.size)
 
     def list(self, path: str = "") -> list[str]:
-        """Names directly under a folder, sorted; empty where it does not exist."""
+        """Names directly under a folder, sorted; empty where it does not exist.
+
+        What a writer has not finished, or was killed over, has no name yet.
+        """
         selector = pafs.FileSelector(self.path(path), allow_not_found=True)
-        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+        names = self.retry(lambda: [info.base_name for info in self.filesystem.get_file_info(selector)])
+        return sorted(name for name in names if self.is_s3 or not _STAGED.fullmatch(name))
 
     def read(self, path: str) -> bytes:
         """The bytes of a file.
@@ -129,6 +131,8 @@ class Store:
         Raises:
             FileNotFoundError: there is none.
         """
+        if self.is_s3:
+            return self.retry(lambda: self._s3_read(path))
         # pyarrow would unpack what is named .gz.
         with self.filesystem.open_input_stream(self.path(path), compression=None) as stream:
             return bytes(stream.read())
@@ -136,13 +140,38 @@ class Store:
     def write(self, path: str, data: bytes) -> None:
         """Write or replace a file as a whole: a reader sees the old bytes or the new, never a part."""
         if self.is_s3:
-            with self.filesystem.open_output_stream(self.path(path), compression=None) as stream:
-                stream.write(data)
+            self.retry(lambda: self._s3_write(path, data))
             return
         target = Path(self.path(path))
         staged = _stage(target, data)
         os.replace(staged, target)
         _sync_folder(target.parent)
+
+    def _s3_size(self, path: str) -> int:
+        return _whole(self._s3_call("head_object", path))
+
+    def _s3_read(self, path: str) -> bytes:
+        answer = self._s3_call("get_object", path)
+        data = bytes(answer["Body"].read())
+        if len(data) != _whole(answer):
+            raise CutShort(f"{self.uri}/{path} was read to byte {len(data):,} only")
+        return data
+
+    def _s3_write(self, path: str, data: bytes) -> None:
+        with self.filesystem.open_output_stream(self.path(path), compression=None) as stream:
+            stream.write(data)
+
+    def _s3_call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        from botocore.exceptions import ClientError
+
+        bucket, _, key = self.path(path).partition("/")
+        try:
+            return dict(getattr(self._s3_client, method)(Bucket=bucket, Key=key, **arguments))
+        except ClientError as error:
+            if status_of(error) == 404:
+                lacking = f"the bucket {bucket}" if "NoSuchBucket" in str(error) else f"{self.uri}/{path}"
+                raise FileNotFoundError(lacking) from None
+            raise
 
     def write_once(self, path: str, data: bytes) -> bool:
         """Create a file only if it is not there (conditional PUT).
@@ -151,7 +180,7 @@ class Store:
             False where it was there already with other bytes; they are untouched.
         """
         if self.is_s3:
-            return self._s3_write_once(path, data)
+            return self.retry(lambda: self._s3_write_once(path, data))
         target = Path(self.path(path))
         staged = _stage(target, data)
         try:
@@ -166,11 +195,10 @@ class Store:
     def _s3_write_once(self, path: str, data: bytes, retries: int = 8) -> bool:
         from botocore.exceptions import ClientError
 
-        bucket, _, key = self.path(path).partition("/")
         try:
-            self._s3_client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            self._s3_call("put_object", path, Body=data, IfNoneMatch="*")
         except ClientError as error:
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            status = status_of(error)
             if status == 412:
                 # Ours, where an answer was lost and the client has asked again; else another's.
                 return self.read(path) == data
@@ -187,12 +215,23 @@ class Store:
 
     def delete(self, path: str) -> None:
         """Remove a file or a folder with all in it; nothing happens where there is none."""
-        info = self.filesystem.get_file_info(self.path(path))
-        if info.type == pafs.FileType.Directory:
-            self.filesystem.delete_dir(self.path(path))
-        elif info.type == pafs.FileType.File:
-            with contextlib.suppress(FileNotFoundError):
+        self.retry(lambda: self._delete(path))
+
+    def _delete(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if self.is_folder(path):
+                self.filesystem.delete_dir(self.path(path))
+            elif self.exists(path):
                 self.filesystem.delete_file(self.path(path))
+
+    def sweep_unfinished(self, path: str) -> None:
+        """Remove what killed processes have left of files that they were writing, anywhere under a folder on disk.
+
+        Only for who alone writes there: a write that is under way fails.
+        """
+        if not self.is_s3:
+            for staged in [each for each in Path(self.path(path)).rglob(".*.tmp") if _STAGED.fullmatch(each.name)]:
+                staged.unlink(missing_ok=True)
 
 
 def open_file(uri: str | os.PathLike[str]) -> tuple[Store, str]:
@@ -204,12 +243,11 @@ def open_file(uri: str | os.PathLike[str]) -> tuple[Store, str]:
     return Store(folder), name
 
 
-def _s3_endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-
-
-def _s3_region() -> str:
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+def _whole(answer: dict[str, Any]) -> int:
+    """The length that an answer tells; one that was cut off in its head tells none."""
+    if "ContentLength" not in answer:
+        raise CutShort("an answer of S3 ended in its head")
+    return int(answer["ContentLength"])
 
 
 def _stage(target: Path, data: bytes) -> Path:

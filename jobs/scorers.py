@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from coca.errors import BadInput
-from pipelines.scorer import ScorerSpec, load_factory
+from pipelines.factories import load_factory
+from pipelines.scorer import ScorerSpec
 
 SIMILARITY = "coca_similarity"
 

@@ -1,6 +1,8 @@
 """Settings of images: admission and the stored form."""
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, field_validator
 
 from coca.images import ImageLimits, ResizeMode, StoredFormat
 from coca.typed_config import Config
@@ -14,6 +16,9 @@ class ImageConfig(Config):
     resize: ResizeMode = "keep_ratio"
     """``no``; ``keep_ratio`` (short side) and ``keep_ratio_largest`` (long side); ``center_crop`` and ``border``, which
     give squares."""
+    transform: str | None = None
+    """``module:function``, called once in each process; what it returns changes every picture before it is stored, such
+    as by blurring faces (``pipelines.image_transform``)."""
     size: int = Field(256, ge=1)
     """The side that ``resize`` speaks of, in pixels."""
     enlarge: bool = False
@@ -29,3 +34,8 @@ class ImageConfig(Config):
     decode_memory_mib: int = Field(1280, ge=256)
     """Memory a decoder's process may take, in MiB. Measured: 100 for itself, and for 50 megapixels up to 970 (a WebP
     with transparency), 600 for PNG and 500 for JPEG."""
+
+    @field_validator("resize", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: Any) -> Any:
+        return "no" if value is False else value  # YAML reads an unquoted no as false

@@ -3,6 +3,8 @@
 import hashlib
 from dataclasses import dataclass
 
+from PIL import Image
+
 from coca.contract import Reason
 from coca.images import (
     Decoded,
@@ -55,7 +57,9 @@ def _store(body: bytes, config: ImageConfig) -> StoredImage:
     decoded = decode(body, config.limits, short_side=_stored_short_side(header, config), header=header)
     original = (decoded.original_width, decoded.original_height)
     image = resize(decoded.image, config.resize, config.size, enlarge=config.enlarge, original=original)
-    unchanged = image.size == original
+    if config.transform is not None:
+        image = _transform(image, config.transform)
+    unchanged = image.size == original and config.transform is None
     kept = _storable_as_is(decoded, config) if unchanged else None
     stored = body if kept else encode(image, config.encode_format, config.encode_quality)
     return StoredImage(
@@ -68,6 +72,12 @@ def _store(body: bytes, config: ImageConfig) -> StoredImage:
         sha256=hashlib.sha256(stored).hexdigest(),
         phash=phash(image),
     )
+
+
+def _transform(image: Image.Image, factory: str) -> Image.Image:
+    from pipelines.image_transform import transform_image  # not needed by most, and each process pays for it
+
+    return transform_image(factory, image)
 
 
 def _storable_as_is(decoded: Decoded, config: ImageConfig) -> StoredFormat | None:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from coca.contract import VersionRecord
 from coca.errors import BadInput
@@ -18,6 +19,7 @@ from pipelines.caption_counts import KEYS, frequent_captions
 from pipelines.config import RefreshConfig
 from pipelines.finish import finish_refresh
 from pipelines.funnel import Funnel, make_funnel
+from pipelines.image_transform import transform_image
 from pipelines.img2dataset_engine import import_download
 from pipelines.import_plan import deal_by_shard, regroup_by_shard
 from pipelines.import_shards import Shard
@@ -218,6 +220,8 @@ def _check_workers_needs(config: RefreshConfig) -> None:
         load_blocked_hashes(config.judge.block_hashes)
     if config.fetch.engine == "img2dataset":
         import_download()
+    if config.image.transform is not None:
+        transform_image(config.image.transform, Image.new("RGB", (32, 32)))
 
 
 def _check_scores(config: RefreshConfig, scorers: Sequence[ScorerSpec]) -> None:

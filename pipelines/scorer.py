@@ -1,6 +1,5 @@
 """Scorers: models that grade stored pairs, handed in from outside, on actors of their own. Scores are annotations."""
 
-import importlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,14 +33,6 @@ class Scorer(Protocol):
         ...
 
 
-class ImageTransform(Protocol):
-    """Changes a picture before it is stored, such as by blurring faces."""
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """uint8 of shape (H, W, 3), RGB, to the same."""
-        ...
-
-
 @dataclass(frozen=True)
 class ScorerSpec:
     """How to make a scorer, where it runs. Travels to Ray workers."""
@@ -58,35 +49,6 @@ class ScorerSpec:
 
     def make(self) -> Scorer:
         return self.factory(**self.arguments)
-
-
-def load_factory(text: str) -> Callable[..., Any]:
-    """The function that ``module:function`` names.
-
-    Raises:
-        BadInput: no such module or function.
-    """
-    module_name, _, name = text.partition(":")
-    way_out = "Write MODULE:FUNCTION of something installed here, for example mypackage.scorers:nsfw"
-    try:
-        found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadInput(f"cannot load {text!r}: {error}", way_out) from None
-    if not callable(found):
-        raise BadInput(f"{text!r} is no function", way_out)
-    return found
-
-
-def transform_image(transform: ImageTransform, image: np.ndarray) -> np.ndarray:
-    """``transform`` of a picture.
-
-    Raises:
-        RunFailed: what comes back is no uint8 picture of shape (H, W, 3).
-    """
-    changed = np.asarray(transform(image))
-    if changed.dtype != np.uint8 or changed.ndim != 3 or changed.shape[2] != 3 or 0 in changed.shape:
-        raise RunFailed(f"an image transform gave {changed.dtype} of shape {changed.shape}, not uint8 (H, W, 3)")
-    return changed
 
 
 def scores_path(folder: str, samples_path: str) -> str:

@@ -1,12 +1,13 @@
 """The three Delta tables: creating them, committing files already written, and reading a snapshot's files."""
 
 import time
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
 from pydantic import BaseModel, ConfigDict
 
@@ -34,34 +35,52 @@ class DataFile(BaseModel):
 
 
 def open_table(store: Store, name: str, version: int | None = None) -> DeltaTable:
-    """A fresh handle: an old one does not see the commits of others."""
-    return DeltaTable(store.delta_uri(name), version=version, storage_options=store.delta_options or None)
+    """A fresh handle: an old one does not see the commits of others.
+
+    Raises:
+        TableNotFoundError: there is no such table.
+    """
+    table = store.retry(lambda: _open(store, name, version), DeltaError)
+    if table is None:
+        raise TableNotFoundError(f"no table at {store.delta_uri(name)}")
+    return table
+
+
+def _open(store: Store, name: str, version: int | None) -> DeltaTable | None:
+    try:
+        return DeltaTable(store.delta_uri(name), version=version, storage_options=store.delta_options or None)
+    except TableNotFoundError:
+        return None
 
 
 def create_tables(store: Store) -> None:
     """Create the tables that are not there; their version 0 is empty."""
-    for name, schema in SCHEMAS.items():
+    for name in SCHEMAS:
         try:
             open_table(store, name)
         except TableNotFoundError:
-            DeltaTable.create(
-                store.delta_uri(name),
-                schema,
-                mode="ignore",
-                partition_by=_PARTITION_BY.get(name),
-                storage_options=store.delta_options or None,
-            )
+            store.retry(partial(_create, store, name), DeltaError)
+
+
+def _create(store: Store, name: str) -> None:
+    DeltaTable.create(
+        store.delta_uri(name),
+        SCHEMAS[name],
+        mode="ignore",
+        partition_by=_PARTITION_BY.get(name),
+        storage_options=store.delta_options or None,
+    )
 
 
 def table_files(table: DeltaTable) -> dict[str, int]:
     """path -> rows of the files of a snapshot."""
-    actions = pa.table(table.get_add_actions(flatten=True))
-    return dict(zip(actions["path"].to_pylist(), actions["num_records"].to_pylist(), strict=True))
+    return {path: rows for path, (_, rows) in file_sizes(table).items()}
 
 
 def file_sizes(table: DeltaTable) -> dict[str, tuple[int, int]]:
     """path -> (bytes, rows) of the files of a snapshot, as its log has them."""
-    actions = pa.table(table.get_add_actions(flatten=True))
+    # What the log holds of files is read when it is asked for.
+    actions = Store(table.table_uri).retry(lambda: pa.table(table.get_add_actions(flatten=True)), DeltaError)
     sizes = zip(actions["size_bytes"].to_pylist(), actions["num_records"].to_pylist(), strict=True)
     return dict(zip(actions["path"].to_pylist(), sizes, strict=True))
 
@@ -82,6 +101,14 @@ def commit_files(
     Raises:
         RunFailed: a file is not there with its size (Delta itself would take the commit), or ``lease`` is lost.
     """
+    # Where the answer to a commit is lost, Delta calls it failed, or in conflict with itself: looking again tells.
+    store.retry(lambda: _commit_files(store, name, files, (refresh_id, batch), lease), DeltaError)
+
+
+def _commit_files(
+    store: Store, name: str, files: list[DataFile], transaction: tuple[str, int], lease: Lease | None
+) -> None:
+    refresh_id, batch = transaction
     table = open_table(store, name)
     committed = table.transaction_version(refresh_id)
     if committed is not None and committed >= batch and {file.path for file in files} <= table_files(table).keys():
@@ -106,10 +133,17 @@ def replace_bucket(store: Store, file: DataFile, lease: Lease) -> None:
     Raises:
         RunFailed: the file is not there with its size, or ``lease`` is lost.
     """
-    assert file.bucket is not None
     _check_file(store, f"links/{file.path}", file.size)
+    store.retry(lambda: _replace_bucket(store, file, lease), DeltaError)
+
+
+def _replace_bucket(store: Store, file: DataFile, lease: Lease) -> None:
+    assert file.bucket is not None
+    table = open_table(store, "links")
+    if file.path in table_files(table):  # the answer to it was lost
+        return
     lease.check()
-    open_table(store, "links").create_write_transaction(
+    table.create_write_transaction(
         actions=[_add_action(file)],
         mode="overwrite",
         schema=SCHEMAS["links"],
@@ -126,6 +160,12 @@ def drop_foreign_files(
 
     What this refresh itself added (or one of several) goes with it and is committed again from its staged manifests.
     """
+    store.retry(lambda: _drop_foreign_files(store, name, published, refresh_id, lease), DeltaError)
+
+
+def _drop_foreign_files(
+    store: Store, name: str, published: int, refresh_id: str | tuple[str, ...], lease: Lease | None
+) -> None:
     table = open_table(store, name)
     if table.version() == published:
         return
@@ -149,8 +189,14 @@ def read_data_files(store: Store, name: str, paths: list[str], columns: list[str
     if not paths:
         return stored.empty_table().select(columns or stored.names)
     full_paths = [store.path(f"{name}/{path}") for path in paths]
-    dataset = pads.dataset(full_paths, schema=stored, format="parquet", filesystem=store.filesystem, partitioning=None)
-    return dataset.to_table(columns=columns)
+
+    def read() -> pa.Table:
+        files = pads.dataset(
+            full_paths, schema=stored, format="parquet", filesystem=store.filesystem, partitioning=None
+        )
+        return files.to_table(columns=columns)
+
+    return store.retry(read, pa.ArrowInvalid)
 
 
 def file_schema(name: str) -> pa.Schema:

@@ -26,6 +26,7 @@ TORCH_FREE = {
     "coca.dataset",
     "coca.errors",
     "coca.image_headers",
+    "coca.image_resize",
     "coca.images",
     "coca.progress",
     "coca.storage",

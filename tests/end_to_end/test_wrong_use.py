@@ -31,7 +31,7 @@ TRAIN = "train --recipe scenes --set train.lanes=4 --out new"
 TUNE = "tune --recipe scenes --set train.lanes=4 --out new"
 CASES = [
     # --- a file that is missing, or no such thing
-    ("tokenizer train --from none.csv --out t.json", "the links table none.csv does not exist. Give a Parquet, CSV, TSV or JSON lines file"),
+    ("tokenizer train --from none.csv --out t.json", "the links table none.csv does not exist. Give a Parquet, CSV"),
     ("tokenizer train --from links.csv --out links.csv/t.json", "links.csv is a file. Give a folder"),
     ("tokenizer train --from links.csv --out run", "--out run is a folder. Name a file in it: run/tokenizer.json"),
     ("data refresh --links links.csv --to links.csv --tokenizer t.json", "--to .*links.csv is a file. Give a folder"),

@@ -11,7 +11,7 @@ from PIL import Image
 from coca.errors import BadInput, RunFailed
 from coca.storage import Store
 from coca.tokenizer import Tokenizer
-from pipelines.scorer import ScoreFiles, ScorerSpec, _check_cpus, load_factory, scores_path, transform_image
+from pipelines.scorer import ScoreFiles, ScorerSpec, _check_cpus, scores_path
 from tests.stored_dataset import publish, row
 
 
@@ -79,20 +79,3 @@ def test_one_cpu_is_left_to_read_with() -> None:
         _check_cpus(6, 3, spec)
     with pytest.raises(BadInput, match="Give Ray 2 CPUs or more"):
         _check_cpus(1, 1, spec)
-
-
-def test_factories_by_name() -> None:
-    assert load_factory("pipelines.scorer:ScorerSpec") is ScorerSpec
-    for text in ("no_such_module:f", "pipelines.scorer:none", "pipelines.scorer", ":f"):
-        with pytest.raises(BadInput, match="cannot load"):
-            load_factory(text)
-    with pytest.raises(BadInput, match="is no function"):
-        load_factory("pipelines.scorer:SCORES")
-
-
-def test_a_transform_gives_a_picture_or_ends_the_run() -> None:
-    picture = np.zeros((4, 5, 3), dtype=np.uint8)
-    assert transform_image(lambda image: image + 1, picture).max() == 1
-    for bad in (lambda image: image[..., 0], lambda image: image / 2, lambda image: image[:0]):
-        with pytest.raises(RunFailed, match="not uint8"):
-            transform_image(bad, picture)
