@@ -150,7 +150,7 @@ class Dataset:
         path = f"{table}/{name}"
         try:
             # Opened here, so that a `key=value` in the path is no column.
-            with self.store.filesystem.open_input_file(self.store.path(path)) as source:
+            with self.store.open(path) as source:
                 file = pq.ParquetFile(source)
                 there = [column for column in columns if column in file.schema_arrow.names]
                 rows = file.read_row_group(row_group, columns=there)

@@ -6,6 +6,7 @@ notices or takes on - an answer that ends early, or the loss of the answer to wh
 
 import os
 import random
+import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ import pyarrow.fs as pafs
 from coca.errors import BadInput, RunFailed
 
 _ATTEMPTS = 10
-_RETRIES = 4
+_ACTIONS = 5
 _CONNECT_TIMEOUT_S = 10
 # Without a byte for so long, an answer is not waited for any more.
 _READ_TIMEOUT_S = 60
@@ -110,18 +111,19 @@ def retry(uri: str, action: Callable[[], Result], *also: type[Exception]) -> Res
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
     except ImportError:
         raise _no_boto3() from None
-    for left in reversed(range(_RETRIES)):
+    for left in reversed(range(_ACTIONS)):
         try:
             return action()
         except (FileNotFoundError, PermissionError, RunFailed, BadInput):
             raise
         except ClientError as error:
-            problem, lasts = str(error), status_of(error) < 500
+            problem, lasts = _one_line(error), status_of(error) < 500
         except (OSError, BotoCoreError, *also) as error:
-            problem, lasts = str(error), isinstance(error, NoCredentialsError) or "ACCESS_DENIED" in str(error)
+            problem = _one_line(error)
+            lasts = isinstance(error, NoCredentialsError) or "ACCESS_DENIED" in problem
         if lasts or not left:
             break
-        time.sleep(random.uniform(0.1, 0.5) * (_RETRIES - left))
+        time.sleep(random.uniform(0.1, 0.5) * (_ACTIONS - left))
     if lasts:
         raise OSError(f"{uri}: {problem}")
     raise StoreFailed(f"{uri} does not answer as it should: {problem}; run the same command again once it does")
@@ -131,6 +133,12 @@ def status_of(error: Exception) -> int:
     """The HTTP status of a ``ClientError``; 0 where it has none."""
     response: dict[str, Any] = getattr(error, "response", {})
     return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _one_line(error: Exception, limit: int = 400) -> str:
+    """Without the colours and the tree that deltalake draws."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m|\u21b3", "", str(error)).split())
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def _no_boto3() -> BadInput:

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from coca.errors import BadInput
@@ -136,6 +137,21 @@ class Store:
         # pyarrow would unpack what is named .gz.
         with self.filesystem.open_input_stream(self.path(path), compression=None) as stream:
             return bytes(stream.read())
+
+    def open(self, path: str) -> pa.NativeFile:
+        """A file to be read in places.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return self.retry(lambda: self._open(path))
+
+    def _open(self, path: str) -> pa.NativeFile:
+        source = self.filesystem.open_input_file(self.path(path))
+        # pyarrow takes a length that an answer has lost for 0, and reads an empty file.
+        if self.is_s3 and source.size() == 0 and self.size(path):
+            raise CutShort(f"{self.uri}/{path} was opened as an empty file")
+        return source
 
     def write(self, path: str, data: bytes) -> None:
         """Write or replace a file as a whole: a reader sees the old bytes or the new, never a part."""

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import mmap
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from pipelines.image_config import ImageConfig
 from pipelines.prepare import Prepared, prepare
 
 _FIRST_MEMORY_BYTES = 2**20
+# Where somebody else has killed the process over a body, such as a machine out of memory.
+_TRIES = 2
 
 
 class DecodePool:
@@ -56,6 +59,8 @@ class DecodePool:
     async def prepare(self, body: bytes) -> Prepared:
         """What ``pipelines.prepare.prepare`` makes of a body; ``Reason.DECODER_CRASH`` where that ended a worker.
 
+        A SIGKILL comes from outside: the body is tried once more.
+
         Raises:
             RunFailed: a worker ended before it could take its first body.
             asyncio.CancelledError: the pool was closed meanwhile.
@@ -69,18 +74,21 @@ class DecodePool:
             self._waiting.discard(task)
 
     async def _prepare(self, body: bytes) -> Prepared:
-        worker = await self._idle.get()
-        prepared = None
-        try:
-            prepared = await worker.prepare(body)
-        finally:
-            # One whose task was cancelled is still busy with this body.
-            if prepared is None:
-                self._replace(worker)
-        if prepared is None:
-            return Prepared(hashlib.sha256(body).hexdigest(), reason=Reason.DECODER_CRASH)
-        self._idle.put_nowait(worker)
-        return prepared
+        for _ in range(_TRIES):
+            worker, prepared, killed = await self._idle.get(), None, False
+            try:
+                prepared = await worker.prepare(body)
+                killed = prepared is None and worker.was_killed()
+            finally:
+                # One whose task was cancelled is still busy with this body.
+                if prepared is None:
+                    self._replace(worker)
+            if prepared is not None:
+                self._idle.put_nowait(worker)
+                return prepared
+            if not killed:
+                break
+        return Prepared(hashlib.sha256(body).hexdigest(), reason=Reason.DECODER_CRASH)
 
     def _start_worker(self) -> None:
         worker = _Worker(self._config, self._handler)
@@ -120,8 +128,8 @@ class _Worker:
     async def prepare(self, body: bytes) -> Prepared | None:
         """None where the process ended over this body."""
         loop = asyncio.get_running_loop()
-        if not self._ready:
-            await self._await_ready(loop)
+        if not self._ready and not await self._await_ready(loop):
+            return None
         try:
             await loop.sock_sendall(self._socket, write_body(self._memory, body))
             answer = await loop.sock_recv(self._socket, LARGEST_ANSWER)
@@ -129,14 +137,20 @@ class _Worker:
             return None
         return read_answer(self._memory, answer) if answer else None
 
-    async def _await_ready(self, loop: asyncio.AbstractEventLoop) -> None:
+    def was_killed(self) -> bool:
+        """Whether a process whose socket has closed ended by SIGKILL."""
+        return self._process.wait() == -signal.SIGKILL
+
+    async def _await_ready(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """False where it was killed before."""
         try:
             self._ready = await loop.sock_recv(self._socket, 1) == READY
         except ConnectionError:
             self._ready = False
-        if not self._ready:
-            code = self._process.wait()
+        if not self._ready and not self.was_killed():
+            code = self._process.returncode
             raise RunFailed(f"a decoder process ended with code {code} before its first image; its output says why")
+        return self._ready
 
     def end(self) -> None:
         self._process.kill()

@@ -33,7 +33,7 @@ class FetchConfig(Config):
     """Names looked up at once per worker."""
     dns_cache_s: float = Field(300.0, ge=0)
     """How long a worker keeps the addresses of a name."""
-    timeout_s: float = Field(20.0, gt=0)
+    timeout_s: float = Field(10.0, gt=0)
     """Deadline of one attempt from connecting to the last byte, redirects included. Waits for a slot, a lease or
     memory of our own are not part of it."""
     min_bytes_per_second: float = Field(1024.0, ge=0)

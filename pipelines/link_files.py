@@ -95,18 +95,17 @@ def open_table(uri: str, max_download_bytes: int) -> Iterator[pa.NativeFile]:
     if is_web(uri):
         with tempfile.NamedTemporaryFile(prefix="coca-links-") as copy:
             _download(uri, copy, max_download_bytes)
-            with _open(pafs.LocalFileSystem(), copy.name, urlsplit(uri).path) as source:
+            with _open(*open_file(copy.name), urlsplit(uri).path) as source:
                 yield source
         return
     store, name = open_file(uri)
-    with _open(store.filesystem, store.path(name), name) as source:
+    with _open(store, name, name) as source:
         yield source
 
 
-def _open(filesystem: pafs.FileSystem, path: str, name: str) -> pa.NativeFile:
-    if name.endswith(PARQUET):
-        return filesystem.open_input_file(path)
-    return filesystem.open_input_stream(path, compression="gzip" if name.endswith(".gz") else None)
+def _open(store: Store, path: str, name: str) -> pa.NativeFile:
+    source = store.open(path)
+    return pa.CompressedInputStream(source, "gzip") if name.endswith(".gz") else source
 
 
 def _fingerprint(info: pafs.FileInfo) -> str:

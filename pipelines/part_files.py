@@ -1,7 +1,7 @@
 """A part as it is taken in and written: a samples file, and its outcomes in staging."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Self
@@ -67,9 +67,18 @@ class Taken:
 
 
 def write_part(
-    staging: Staging, batch: int, part: int, taken: Taken, config: RefreshConfig, tokenizer: Tokenizer
+    staging: Staging,
+    batch: int,
+    part: int,
+    taken: Taken,
+    config: RefreshConfig,
+    tokenizer: Tokenizer,
+    check: Callable[[], None] = lambda: None,
 ) -> pa.Table:
     """Write the samples file of a part, then its outcomes to staging: they mark the part done.
+
+    Args:
+        check: called right before each write; what it raises ends the part.
 
     Returns:
         ``OUTCOMES``, sorted by ``sample_id``.
@@ -86,8 +95,11 @@ def write_part(
             pa.Table.from_pylist([taken.sample(row) for row in admitted[start : start + size]], schema=SAMPLES)
             for start in range(0, len(admitted), size)
         )
-        staging.dataset.write(staging.samples_path(batch, part), encode_samples(groups))
+        samples = encode_samples(groups)
+        check()
+        staging.dataset.write(staging.samples_path(batch, part), samples)
     outcomes = pa.Table.from_pylist(rows, schema=OUTCOMES)
+    check()
     staging.write_table(staging.outcome_path(batch, part), outcomes)
     return outcomes
 

@@ -114,9 +114,9 @@ class FetchPart:
             with Taken(self._job.config.recheck) as taken:
                 await (self._import_part(plan, taken) if self._job.shards else self._fetch_part(plan, taken))
                 async with self._writing:  # one file at a time is held in memory
-                    await asyncio.to_thread(self._check_lease)
+                    config, tokenizer = self._job.config, self._job.tokenizer
                     outcomes = await asyncio.to_thread(
-                        write_part, staging, batch, part, taken, self._job.config, self._job.tokenizer
+                        write_part, staging, batch, part, taken, config, tokenizer, self._check_lease
                     )
         return vars(_report(batch, part, outcomes)) | {"verdicts": json.dumps(_verdicts(outcomes))}
 

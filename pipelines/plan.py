@@ -179,15 +179,14 @@ def cut_batch(
         due = pa.concat_tables([staging.read_table(file, DUE) for file in batch.files])
         parts, refused, waiting = (deal or deal_parts)(due, batch.urls, config)
         _write_parts(staging, path, parts, refused, waiting)
-    with staging.dataset.filesystem.open_input_file(staging.dataset.path(path)) as source:
+    with staging.dataset.open(path) as source:
         notes = json.loads(pq.ParquetFile(source).schema_arrow.metadata[b"parts"])
     return BatchParts(number, **notes)
 
 
 def read_part(staging: Staging, batch: int, part: int) -> pa.Table:
     """``PLAN`` of one part; the one after the last holds the refused pairs."""
-    path = staging.dataset.path(staging.batch_path(batch))
-    with staging.dataset.filesystem.open_input_file(path) as source:
+    with staging.dataset.open(staging.batch_path(batch)) as source:
         return pq.ParquetFile(source).read_row_group(part).replace_schema_metadata(None)
 
 

@@ -34,7 +34,7 @@ from pipelines.reopen import reopened_reasons
 from pipelines.run import RefreshRun
 from pipelines.scorer import ScorerSpec
 from pipelines.select_config import SelectConfig
-from pipelines.staging import Staging
+from pipelines.staging import Staging, clear_staging
 from pipelines.standing import Standing, read_standing
 from pipelines.tables import SCHEMAS, create_tables, drop_foreign_files
 from pipelines.tasks import StartRay, run_tasks
@@ -129,7 +129,7 @@ def run_refresh(
                 plan = regroup_by_shard(staging, plan, config.publish.links_per_batch)
             plan = write_plan(staging, plan)
         if not plan.batches and standing.record is not None:
-            store.delete("staging")
+            clear_staging(store)
             return _result(store, standing.record, make_funnel(plan.links, plan.standing), None, 0, started_s)
         _prepare_tables(staging, standing, lease)
         if start_ray is not None and any(batch.urls for batch in plan.batches):
@@ -138,7 +138,7 @@ def run_refresh(
         run = RefreshRun(job, plan, lease, deal_by_shard if kind.shards else None)
         run.run()
         record, funnel, withdrawn = finish_refresh(run, standing, lease, scorers, kind.name, start_ray=start_ray)
-        store.delete("staging")
+        clear_staging(store)
         return _result(store, record, funnel, run, withdrawn, started_s)
 
 
@@ -187,6 +187,8 @@ def _frequent_of_shard(shard: int, *, intake: Intake, most: int) -> list[int]:
 def _prepare_tables(staging: Staging, standing: Standing, lease: Lease) -> None:
     """The tables as the parent version has them, but for what this refresh itself has added before a restart."""
     store = staging.dataset
+    for folder in (*SCHEMAS, "versions", "tokenizers"):
+        store.sweep_unfinished(folder)
     create_tables(store)
     for name in SCHEMAS:
         drop_foreign_files(store, name, standing.delta_version(name), staging.refresh_id, lease=lease)

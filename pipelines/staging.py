@@ -81,5 +81,14 @@ def encode_table(table: pa.Table, rows_per_row_group: int | None = None) -> byte
 
 
 def read_table(store: Store, path: str, schema: pa.Schema) -> pa.Table:
-    with store.filesystem.open_input_file(store.path(path)) as source:
+    with store.open(path) as source:
         return pq.read_table(source, schema=schema)
+
+
+def clear_staging(store: Store) -> None:
+    """Remove all of it, in an order that a kill may end anywhere: what says that something is done goes first."""
+    for folder in store.list("staging"):
+        for name in store.list(f"staging/{folder}"):
+            if name.endswith(".json"):
+                store.delete(f"staging/{folder}/{name}")
+    store.delete("staging")
