@@ -198,6 +198,7 @@ def refresh_config(web: Web, tmp_path: Path, tokenizer_file: Path) -> Callable[.
                 "timeout_s": 1.0,
                 "retries": 1,
                 "backoff_s": 0.01,
+                "decode_processes": 1,
                 "breaker_failures": 100,  # the pages of this web all lie on one host
                 "requests_per_second_per_domain": 10_000,
                 "robots_txt": False,  # or every count of requests has one more for each host
