@@ -70,7 +70,7 @@ class ImageLimits(Config):
     max_bytes: int = Field(20 * 1024 * 1024, gt=0)
     """Largest encoded image, in bytes."""
     min_bytes: int = Field(0, ge=0)
-    """Smallest encoded image, in bytes; LAION and COYO took 5,120."""
+    """Smallest encoded image, in bytes; LAION and COYO took 5 KB."""
     max_pixels: int = Field(50_000_000, gt=0, le=89_478_485)
     """Largest width times height; Pillow itself warns above 89,478,485."""
     min_side: int = Field(1, ge=1)

@@ -35,7 +35,8 @@ class RecheckConfig(Config):
     stored_after_s: float = Field(30 * 86400.0, ge=0)
     """A stored link may be asked again, conditionally, when its last answer is older."""
     max_stored: int = Field(0, ge=0)
-    """Most stored urls asked again in one refresh, those with the oldest answers first; 0 asks none."""
+    """About how many stored urls are asked again in one refresh, those with the oldest answers first; 0 asks none. Each
+    shard of the ledger gives its share, rounded up."""
 
 
 class PublishConfig(Config):

@@ -4,16 +4,19 @@ import math
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from coca.progress import Progress
 from coca.storage import Store
 from pipelines.config import PublishConfig, RefreshConfig
-from pipelines.intake import LinksTable, take_in
+from pipelines.intake import LinksTable, count_reasons, take_in
+from pipelines.join import DUE
 from pipelines.outcomes import OUTCOMES
-from pipelines.parts import FetchJob, FetchPart
+from pipelines.parts import PARTS_AT_ONCE, FetchJob, FetchPart, read_report
 from pipelines.plan import PlannedBatch, cut_batch
 from pipelines.refresh import open_target, plan_refresh, settle_config
 from pipelines.staging import Staging
@@ -29,8 +32,8 @@ class Estimate:
     """The yield of a refresh, extrapolated from the urls that were asked."""
 
     links: int
-    standing: int
-    """Rows whose verdict stands already."""
+    others: dict[str, int]
+    """Reason ("stored" for what is a sample already) -> rows that no request is needed for."""
     due_urls: int
     asked_urls: int
     """The sample: a random one, by the refresh's own shuffle."""
@@ -59,7 +62,12 @@ def estimate(config: RefreshConfig, sample_urls: int) -> Estimate:
     config, tokenizer = settle_config(config, standing)
     with tempfile.TemporaryDirectory(prefix="coca-estimate-") as folder:
         staging = Staging(Store(folder), "estimate")
-        plan = plan_refresh(config, staging, take_in(staging.dataset, source, config), standing, None)
+        ledger_rows = sum(standing.files["links"].values())
+        intake = take_in(staging.dataset, source, config, ledger_rows=ledger_rows)
+        plan = plan_refresh(config, staging, intake, standing, None)
+        others = Counter({reason or "stored": count for reason, count in plan.standing.items()})
+        for batch in plan.batches:
+            others.update(_refused(staging, batch))
         due_urls = sum(batch.urls for batch in plan.batches)
         publish = config.publish.model_copy(update={"links_per_part": _PART_URLS})
         job = FetchJob(config, staging, tokenizer, standing.withdrawn)
@@ -75,7 +83,7 @@ def estimate(config: RefreshConfig, sample_urls: int) -> Estimate:
     scale = due_urls / asked_urls if asked_urls else 0.0
     return Estimate(
         links=plan.links,
-        standing=sum(plan.standing.values()),
+        others=dict(others.most_common()),
         due_urls=due_urls,
         asked_urls=asked_urls,
         admitted_share=admitted / len(new) if new else 0.0,
@@ -99,20 +107,33 @@ def wilson_interval(hits: int, trials: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def _refused(staging: Staging, batch: PlannedBatch) -> dict[str, int]:
+    """Rows refused before any request, by reason."""
+    due = pa.concat_tables([staging.read_table(file, DUE) for file in batch.files])
+    refused = due.filter(pc.is_valid(due["reason"]))
+    return count_reasons(refused["reason"], refused["rows"])
+
+
 def _ask(job: FetchJob, batches: list[PlannedBatch], urls: int, publish: PublishConfig) -> list[pa.Table]:
-    outcomes = []
+    """Outcomes of the first ``urls`` of the plan, several parts under way."""
+    keys = []
+    for number, batch in enumerate(batches):
+        taken = min(urls, batch.urls)
+        cut = cut_batch(job.staging, number, batch.model_copy(update={"urls": taken}), publish)
+        keys += [({"batch": number, "part": part}, size) for part, size in enumerate(cut.urls)]
+        urls -= taken
+        if urls <= 0:
+            break
     worker = FetchPart(job)
     try:
-        with Progress("ask a sample", total=urls, unit="links") as progress:
-            for number, batch in enumerate(batches):
-                if urls <= 0:
-                    break
-                cut = cut_batch(job.staging, number, batch.model_copy(update={"urls": min(urls, batch.urls)}), publish)
-                for part, size in enumerate(cut.urls):
-                    worker({"batch": number, "part": part})
-                    outcomes.append(job.staging.read_table(job.staging.outcome_path(number, part), OUTCOMES))
-                    urls -= size
-                    progress.advance(size)
+        total = sum(size for _, size in keys)
+        with Progress("ask a sample", total=total, unit="links") as progress, ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+
+            def ask(key: tuple[dict[str, int], int]) -> pa.Table:
+                read_report(worker(key[0]))
+                progress.advance(key[1])
+                return job.staging.read_table(job.staging.outcome_path(**key[0]), OUTCOMES)
+
+            return list(pool.map(ask, keys))
     finally:
         worker.close()
-    return outcomes

@@ -11,6 +11,9 @@ from pipelines.join import DUE
 from pipelines.plan import DueFile, Plan, pack, with_leased
 from pipelines.staging import Staging
 
+# Rows of a shard as img2dataset writes it by default: a part that holds all of them reads the shard once.
+SHARD_ROWS = 10_000
+
 
 def regroup_by_shard(staging: Staging, plan: Plan, batch_urls: int) -> Plan:
     """The same pairs in batches that are stretches of shards."""
@@ -48,7 +51,7 @@ def deal_by_shard(due: pa.Table, _: int, config: PublishConfig) -> tuple[list[pa
         {
             cut
             for start, end in zip(starts, [*starts[1:], len(pieces)], strict=True)
-            for cut in range(start, end, config.links_per_part)
+            for cut in range(start, end, max(config.links_per_part, SHARD_ROWS))
         }
     )
     ends = [*cuts[1:], len(pieces)]

@@ -19,6 +19,7 @@ from pipelines.config import RefreshConfig
 from pipelines.judge import JUDGED, Rules, judge_pairs, load_rules
 from pipelines.links import LinksPiece, list_pieces, read_piece
 from pipelines.links_config import LinksConfig
+from pipelines.list_digests import digest_lists
 from pipelines.staging import read_table, write_table
 from pipelines.tasks import StartRay, run_tasks
 
@@ -90,15 +91,25 @@ class LinksTable:
         return read_piece(piece, self.config)
 
 
-def take_in(store: Store, source: PairSource, config: RefreshConfig, *, start_ray: StartRay | None = None) -> Intake:
+def take_in(
+    store: Store,
+    source: PairSource,
+    config: RefreshConfig,
+    *,
+    ledger_rows: int = 0,
+    start_ray: StartRay | None = None,
+) -> Intake:
     """Judge every row of a source, piece by piece; pieces that are done already are passed over.
+
+    Args:
+        ledger_rows: of the ledger that the shards will be joined with: neither side of a join may be too large.
 
     Raises:
         BadInput: the rows cannot be read, or there is not one.
     """
     pieces = source.pieces
-    folder = f"staging/intake-{_intake_id(source, config)}"
-    shards = _shard_count(source, config.publish.links_per_batch)
+    shards = _shard_count(source, ledger_rows, config.publish.links_per_batch)
+    folder = f"staging/intake-{_intake_id(source, config, shards)}"
     # A language that refuses nothing is told later, of what is stored.
     told = config.judge.identify_language and bool(config.judge.languages)
     rules = load_rules(config.judge.model_copy(update={"identify_language": told}))
@@ -110,15 +121,15 @@ def take_in(store: Store, source: PairSource, config: RefreshConfig, *, start_ra
     return Intake(store, folder, shards, len(pieces), rows, _combine(summary["content"] for summary in summaries))
 
 
-def _intake_id(source: PairSource, config: RefreshConfig) -> str:
-    settings = [config.links.model_dump(mode="json"), config.judge.model_dump(mode="json")]
-    text = json.dumps([repr(source.pieces), settings, config.publish.links_per_batch], sort_keys=True)
+def _intake_id(source: PairSource, config: RefreshConfig, shards: int) -> str:
+    settings = [config.links.model_dump(mode="json"), config.judge.model_dump(mode="json"), digest_lists(config)]
+    text = json.dumps([repr(source.pieces), settings, shards], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _shard_count(source: PairSource, rows_at_once: int) -> int:
+def _shard_count(source: PairSource, ledger_rows: int, rows_at_once: int) -> int:
     known = [source.rows(piece) for piece in source.pieces]
-    rows = sum(_ROWS_UNKNOWN if count is None else count for count in known)
+    rows = max(ledger_rows, sum(_ROWS_UNKNOWN if count is None else count for count in known))
     shards = 1
     while shards < BUCKETS and shards * rows_at_once < rows:
         shards *= 2

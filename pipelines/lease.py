@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from coca.errors import BadInput, RunFailed
+from coca.s3 import StoreFailed
 from coca.storage import Store
 
 FOLDER = "leases"
@@ -153,6 +154,8 @@ def check_conditional_writes(store: Store) -> None:
     probe = f"{FOLDER}/probe-{uuid.uuid4().hex}"
     try:
         honoured = store.write_once(probe, b"1") and not store.write_once(probe, b"2") and store.read(probe) == b"1"
+    except StoreFailed:
+        raise
     except OSError as error:
         raise BadInput(f"cannot write to {store.uri}: {error}", "Give a folder that can be written to") from None
     finally:

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import json
 import math
+import pickle
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -74,11 +76,18 @@ class FetchPart:
         self._thread = threading.Thread(target=self._loop.run_forever, name="fetch", daemon=True)
         self._thread.start()
         self._resources = contextlib.AsyncExitStack()
-        self._run(self._open())
+        # With the first part, so that a failure is one of a part.
+        self._opened: asyncio.Task[None] | None = None
 
     def __call__(self, keys: dict[str, Any]) -> dict[str, Any]:
-        """One part, fetched and written: ``{"batch", "part"}`` to the fields of ``PartDone``."""
-        return self._run(self._do_part(int(keys["batch"]), int(keys["part"])))
+        """One part, fetched and written: ``{"batch", "part"}`` to the fields of ``PartDone``.
+
+        A failure travels as a row, too (``failure``): of an exception Ray would hand on the text alone.
+        """
+        try:
+            return {**self._run(self._do_part(int(keys["batch"]), int(keys["part"]))), "failure": b""}
+        except Exception as error:
+            return {**keys, "urls": 0, "requests": 0, "bytes": 0, "verdicts": "{}", "failure": _pack(error)}
 
     def close(self) -> None:
         if self._loop.is_running():
@@ -106,13 +115,17 @@ class FetchPart:
         self._fetcher: Any = await self._resources.enter_async_context(fetcher)
 
     async def _do_part(self, batch: int, part: int) -> dict[str, Any]:
+        if self._opened is None:
+            self._opened = asyncio.create_task(self._open())
+        await self._opened
         staging = self._job.staging
         if part in await asyncio.to_thread(staging.parts_done, batch):  # a retry of Ray's own
             outcomes = await asyncio.to_thread(staging.read_table, staging.outcome_path(batch, part), OUTCOMES)
         else:
             plan = await asyncio.to_thread(read_part, staging, batch, part)
             with Taken(self._job.config.recheck) as taken:
-                await (self._import_part(plan, taken) if self._job.shards else self._fetch_part(plan, taken))
+                with self._metrics.time("import" if self._job.shards else "fetch"):
+                    await (self._import_part(plan, taken) if self._job.shards else self._fetch_part(plan, taken))
                 async with self._writing:  # one file at a time is held in memory
                     config, tokenizer = self._job.config, self._job.tokenizer
                     outcomes = await asyncio.to_thread(
@@ -164,6 +177,27 @@ class FetchPart:
                 assert row.body is not None
                 prepared = restore_source(row, await self._admission.prepare(row.body))
             taken.add([pair], Fetched(reason=reason, result=prepared), row.imported_at)
+
+
+def _pack(error: Exception) -> bytes:
+    known = isinstance(error, BadInput | RunFailed)
+    told = error if known else RunFailed(f"a fetching worker failed: {type(error).__name__}: {error}")
+    return pickle.dumps((told, "".join(traceback.format_exception(error))))
+
+
+def read_report(row: dict[str, Any]) -> PartDone:
+    """What ``FetchPart`` returned.
+
+    Raises:
+        BadInput, RunFailed: what it failed of.
+    """
+    failure = row["failure"]
+    if failure:
+        error, told = pickle.loads(failure)  # noqa: S301 - from our own worker
+        error.add_note(f"in the worker:\n{told}")
+        raise error
+    values = {key: value for key, value in row.items() if key != "failure"}
+    return PartDone(**{**values, "verdicts": Counter(json.loads(row["verdicts"]))})
 
 
 class OpenLinks:
@@ -227,7 +261,7 @@ def run_parts(parts: list[tuple[int, int]], job: FetchJob) -> Generator[PartDone
             num_cpus=cpus_each,
         )
         for report in dataset.iter_rows():
-            yield PartDone(**{**report, "verdicts": Counter(json.loads(report["verdicts"]))})
+            yield read_report(report)
 
 
 def plan_workers(config: FetchConfig, parts: int, cpus: float) -> tuple[int, float]:

@@ -22,14 +22,18 @@ from pipelines.domains import registered_domain
 from pipelines.intake import Intake
 from pipelines.join import DUE, JoinSettings, join_shard, shuffle_urls
 from pipelines.ledger import Ledger
+from pipelines.list_digests import digest_lists
 from pipelines.staging import Staging
 from pipelines.tasks import StartRay, run_tasks
 
-# `leased`: the url's registered domain has links in other parts of the batch, too.
+# `leased`: other parts that are fetched at the same time may hold links of the url's registered domain.
 PLAN = pa.schema([*DUE, pa.field("leased", pa.bool_(), nullable=False)])
 
 # A domain with more links than this share of a part is dealt to several parts.
 _LARGEST_SHARE = 0.5
+# A domain with so few links of a batch is not leased, though the next batches, which overlap in time, may have some as
+# well: of the links of a batch a worker has one in thousands under way.
+_TOO_FEW_TO_LEASE = 2
 
 
 class PlannedBatch(BaseModel):
@@ -69,6 +73,7 @@ def refresh_id(intake: Intake, config: RefreshConfig, tokenizer_fingerprint: str
     for name in ("workers", "concurrency_per_worker", "max_bytes_in_flight", "decode_processes"):
         settings["fetch"].pop(name, None)
     del settings["publish"]["lease_s"]
+    settings["lists"] = digest_lists(config)
     known = [intake.content, intake.rows, settings, tokenizer_fingerprint, parent]
     return hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=8).hexdigest()
 
@@ -193,8 +198,8 @@ def read_part(staging: Staging, batch: int, part: int) -> pa.Table:
 def deal_parts(due: pa.Table, most_urls: int, config: PublishConfig) -> tuple[list[pa.Table], pa.Table, int]:
     """Deal the urls of a batch to parts.
 
-    A small domain lies in one part, so that the worker that fetches it can keep the domain's limits by itself. A larger
-    one is dealt to as few parts as keep it at half of each, and its links are marked ``leased``.
+    A small domain lies in one part; a larger one is dealt to as few parts as keep it at half of each. Links of all but
+    the smallest are marked ``leased``: workers share the limits of their domains.
 
     Returns:
         Parts (``PLAN``), the refused pairs, and the rows of the links table beyond ``most_urls``.
@@ -220,7 +225,7 @@ def deal_parts(due: pa.Table, most_urls: int, config: PublishConfig) -> tuple[li
 
 
 def _deal_urls(domains: list[str], links_per_part: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Part of each url, whether its domain is in several, and the number of parts: the emptiest part takes the next."""
+    """Part of each url, whether its domain is leased, and the number of parts: the emptiest part takes the next."""
     names, codes, counts = np.unique(np.array(domains), return_inverse=True, return_counts=True)
     parts = math.ceil(len(domains) / links_per_part)
     pieces = np.minimum(np.ceil(counts / (links_per_part * _LARGEST_SHARE)).astype(int), parts)
@@ -236,7 +241,7 @@ def _deal_urls(domains: list[str], links_per_part: int) -> tuple[np.ndarray, np.
             share = members[piece :: pieces[code]]
             part_of_url[share] = part
             heapq.heappush(emptiest, (filled + len(share), part))
-    return part_of_url, (pieces > 1)[codes], parts
+    return part_of_url, (counts > _TOO_FEW_TO_LEASE)[codes], parts
 
 
 def _domain(url: str) -> str:

@@ -4,6 +4,7 @@ docs/decisions/0020-rate-leases.md says why it is built so.
 """
 
 import time
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -165,7 +166,9 @@ class RateLeases:
         if restarted is None:
             import ray
 
-            restarted = ray.get_runtime_context().was_current_actor_reconstructed
+            with warnings.catch_warnings():  # Ray's own property asks by a name that Ray has deprecated
+                warnings.simplefilter("ignore")
+                restarted = ray.get_runtime_context().was_current_actor_reconstructed
         # A book that was lost may have had leases out: nothing is granted until the last of them has ended.
         opens_at = time.monotonic() + lasts_s + drain_s if restarted else float("-inf")
         self._book = LeaseBook(connections, requests_per_second, lasts_s, drain_s, opens_at)

@@ -6,8 +6,14 @@ from collections.abc import Iterator
 
 import ray.data
 
-# Neither the announcement of each execution nor the advice to turn its bars on.
-_LOGGERS = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}
+# Neither the announcement of each execution, nor the advice to turn its bars on, nor the traceback of an error that is
+# raised as well.
+_LOGGERS = {
+    "ray.data": logging.WARNING,
+    "ray.data._internal.progress": logging.ERROR,
+    "ray.data.exceptions": logging.CRITICAL,
+    "ray.data._internal.execution": logging.CRITICAL,
+}
 
 
 @contextlib.contextmanager

@@ -120,7 +120,8 @@ def run_refresh(
         standing = read_standing(store)
         config, tokenizer = settle_config(config, standing)
         _check_scores(config, scorers)
-        intake = take_in(store, source, config, start_ray=start_ray)
+        ledger_rows = sum(standing.files["links"].values())
+        intake = take_in(store, source, config, ledger_rows=ledger_rows, start_ray=start_ray)
         staging = Staging(store, refresh_id(intake, config, tokenizer.fingerprint, standing.version))
         plan = load_plan(staging)
         if plan is None:
@@ -211,7 +212,7 @@ def settle_config(config: RefreshConfig, standing: Standing) -> tuple[RefreshCon
             "Leave it out, or refresh into a new dataset",
         )
     settled: dict[str, Any] = {"publish": config.publish.model_copy(update={"rows_per_row_group": fixed})}
-    if standing.record and config.select == SelectConfig():
+    if standing.record and "select" not in config.model_fields_set:
         settled["select"] = SelectConfig.model_validate(standing.record.config.get("select", {}))
     return config.model_copy(update=settled), _choose_tokenizer(config, standing)
 

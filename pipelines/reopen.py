@@ -29,6 +29,14 @@ def _extended(*path: str) -> Any:
     return lambda now, before: _compare(now, before, path, lambda new, old: not set(new) <= set(old))
 
 
+def _shortened(*path: str) -> Any:
+    return lambda now, before: _compare(now, before, path, lambda new, old: not set(old) <= set(new))
+
+
+def _changed(*path: str) -> Any:
+    return lambda now, before: _at(before, path) is not None and _at(now, path) != _at(before, path)
+
+
 def _switched_off(*path: str) -> Any:
     return lambda now, before: _compare(now, before, path, lambda new, old: old and not new)
 
@@ -47,8 +55,11 @@ def _at(settings: Any, path: tuple[str, ...]) -> Any:
 _LIMITS = ("image", "limits")
 _LOOSENED = {
     Reason.FORBIDDEN_ADDRESS: _extended("fetch", "allow_networks"),
+    Reason.OPTED_OUT: _shortened("fetch", "opt_out_directives"),
     Reason.ROBOTS_DISALLOWED: _switched_off("fetch", "robots_txt"),
     Reason.TDM_RESERVED: _switched_off("fetch", "tdm_reservation"),
+    Reason.BLOCKED_IMAGE: _changed("judge", "block_hashes"),
+    Reason.NOT_AN_IMAGE: _extended(*_LIMITS, "formats"),
     Reason.IMAGE_TOO_SMALL: _lowered(*_LIMITS, "min_side"),
     Reason.ASPECT_RATIO: _raised(*_LIMITS, "max_aspect_ratio"),
     Reason.TOO_MANY_PIXELS: _raised(*_LIMITS, "max_pixels"),

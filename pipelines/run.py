@@ -52,7 +52,7 @@ class RefreshRun:
     def run(self) -> None:
         """Fetch and commit every batch of the plan that the budget allows."""
         urls = sum(batch.urls for batch in self.plan.batches)
-        with Progress("fetch", total=urls, unit="links") as progress:
+        with Progress("import" if self.job.shards else "fetch", total=urls, unit="links") as progress:
             for stretch in self._stretches():
                 if not self._run_stretch(stretch, progress):
                     break

@@ -43,13 +43,20 @@ def command() -> None:
 @config_options
 @coca_command
 def show(kind: str, recipe_name: str | None, config_file: Path | None, sets: tuple[str, ...]) -> dict[str, Any]:
-    """Print a whole config as YAML: defaults, then --recipe, --config and --set.
+    """Print a whole config as YAML: defaults, then a preset or --recipe, --config and --set.
 
     What a command line must give is shown as <name>.
     """
-    from coca.typed_config import resolve_config
+    from coca.typed_config import Config, resolve_config
 
-    config = resolve_config(_base(kind, recipe_name), config_file, sets)
+    config: Config
+    if kind == "refresh":
+        from jobs.refresh_settings import resolve_refresh
+
+        _base(kind, recipe_name)  # refuses a recipe
+        config = resolve_refresh(None, config_file, sets)
+    else:
+        config = resolve_config(_base(kind, recipe_name), config_file, sets)
     click.echo(config.to_yaml(), nl=False)
     return config.model_dump(mode="json")
 

@@ -91,7 +91,7 @@ def refresh(
         key: value for key, value in {"to": to, "tokenizer": tokenizer}.items() if value is not None
     }
     flags["links"] = {key: value for key, value in named.items() if value is not None}
-    config = lay_over(resolve_refresh(preset, config_file, sets), flags)
+    config = lay_over(resolve_refresh(preset, config_file, sets, to), flags)
     if dry_run:
         from pipelines.estimate import estimate
 
@@ -132,13 +132,17 @@ def _describe_refresh(result: Any) -> str:
 def _describe_estimate(found: Any) -> str:
     low, high = 100 * found.admitted_share_low, 100 * found.admitted_share_high
     lines = [
-        f"{found.links:,} links: {found.standing:,} stand already, {found.due_urls:,} urls are due",
-        f"asked {found.asked_urls:,} of them: {100 * found.admitted_share:.1f} % admitted "
+        f"{found.links:,} links: {found.due_urls:,} urls to ask; of the other rows:",
+        *(f"  {count:>8,}  {reason}" for reason, count in found.others.items()),
+        f"asked {found.asked_urls:,} urls: {100 * found.admitted_share:.1f} % of their pairs admitted "
         f"(95 % interval {low:.1f} to {high:.1f} %)",
         *(f"  {count:>8,}  {reason}" for reason, count in found.reasons.items()),
         f"expected: {found.expected_samples:,} samples before selection, "
-        f"{found.expected_download_bytes / 1e9:,.2f} GB to download, "
-        f"{found.expected_stored_bytes / 1e9:,.2f} GB to store",
+        f"{_bytes(found.expected_download_bytes)} to download, {_bytes(found.expected_stored_bytes)} to store",
         f"one worker here asked {found.urls_per_s:,.0f} urls/s",
     ]
     return "\n".join(lines)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

@@ -52,7 +52,8 @@ def show(
     found = list(find_rows(opened, fields, rows, where=condition, selected=selected))
     listed = [{name: row[name] for name in (*_LISTED, *sorted(fields - set(_LISTED)))} for _, row in found]
     if condition is None:
-        for line in _describe_record(opened.record.model_dump(), list_versions(opened.store)):
+        in_it = sum(opened.row_groups["selected"].to_pylist())
+        for line in _describe_record(opened.record.model_dump(), list_versions(opened.store), in_it):
             click.echo(line)
     for row in listed:
         click.echo(_describe_row(row))
@@ -178,15 +179,18 @@ def _write_page(out: Path, page: str) -> None:
         raise BadInput(f"cannot write {out}: {error.strerror}", "Name another file") from None
 
 
-def _describe_record(record: dict[str, Any], versions: list[int]) -> list[str]:
+def _describe_record(record: dict[str, Any], versions: list[int], selected: int) -> list[str]:
+    """``selected``: samples that readers see, without what was withdrawn since."""
     from pipelines.funnel import Funnel, render_funnel
 
+    withdrawn = record["selected"] - selected
+    gone = f" ({withdrawn:,} withdrawn since)" if withdrawn else ""
     tokenizer, funnel = record["tokenizer"], record["funnel"]
     tables = (f"{name} {record[name]['rows']:,} rows in {record[name]['files']:,} files" for name in _TABLES)
     lines = [
-        f"version {record['version']} of {len(versions)} (latest {versions[-1]}), made {record['created_at']} "
+        f"version {record['version']} (latest {versions[-1]}, {len(versions)} kept), made {record['created_at']} "
         f"by coca {record['code_version']}",
-        f"samples: {record['selected']:,} selected of {record['samples']['rows']:,} stored",
+        f"samples: {selected:,} selected of {record['samples']['rows']:,} stored{gone}",
         f"tables: {', '.join(tables)}",
         f"tokenizer: {tokenizer['fingerprint']}, {tokenizer['vocab_size']:,} entries",
         "",

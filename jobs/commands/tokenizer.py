@@ -70,7 +70,8 @@ def train(
         "fingerprint": tokenizer.fingerprint,
     }
     click.echo(f"{out}: {tokenizer.vocab_size:,} entries from {progress.count:,} captions ({tokenizer.fingerprint})")
-    click.echo(f"next: coca data refresh --links {source} --tokenizer {out} --to DATASET")
+    named = f" --columns {columns}" if columns else ""
+    click.echo(f"next: coca data refresh --links {source}{named} --tokenizer {out} --to DATASET")
     return result
 
 

@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import io
 import itertools
-import json
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -216,14 +215,13 @@ def refresh_config(web: Web, tmp_path: Path, tokenizer_file: Path) -> Callable[.
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """The parts of a job one after the other in this process, for tests of what stands around them."""
-    from pipelines.parts import FetchJob, FetchPart, PartDone
+    from pipelines.parts import FetchJob, FetchPart, PartDone, read_report
 
     def run_parts(parts: list[tuple[int, int]], job: FetchJob) -> Iterator[PartDone]:
         worker = FetchPart(job)
         try:
             for batch, part in parts:
-                report = worker({"batch": batch, "part": part})
-                yield PartDone(**{**report, "verdicts": Counter(json.loads(report["verdicts"]))})
+                yield read_report(worker({"batch": batch, "part": part}))
         finally:
             worker.close()
 

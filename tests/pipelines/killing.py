@@ -63,7 +63,9 @@ def published(dataset: str) -> dict[str, Any]:
         "tables": tables,
         "row_groups": opened.row_groups.to_pylist(),
         "record": comparable(opened.record),
-        "files": [path for path in files_of(opened.store) if "_delta_log" not in path and not path.startswith("leases")],
+        "files": [
+            path for path in files_of(opened.store) if "_delta_log" not in path and not path.startswith("leases")
+        ],
         "tokens": [opened.read_row_group(i)["tokens"].to_pylist() for i in range(opened.row_groups.num_rows)],
     }
 

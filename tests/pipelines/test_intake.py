@@ -87,3 +87,13 @@ def test_rows_are_spilled_in_stretches(take_in_pairs: TakeIn, monkeypatch: pytes
 def test_a_table_without_rows_is_refused(take_in_pairs: TakeIn) -> None:
     with pytest.raises(BadInput, match="no row"):
         take_in_pairs([])
+
+
+def test_a_small_table_against_a_large_ledger_is_cut_as_the_ledger_is(tmp_path: Path) -> None:
+    path = tmp_path / "links.parquet"
+    pq.write_table(pa.table({"url": ["http://a/1"], "caption": ["a caption"]}), path)
+    config = RefreshConfig.model_validate({"links": {"uri": str(path)}})
+    source, store = LinksTable.open(config.links), Store(tmp_path / "dataset")
+    assert take_in(store, source, config, ledger_rows=100_000).shards == 1
+    assert take_in(store, source, config, ledger_rows=1_000_000).shards == 8
+    assert take_in(store, source, config, ledger_rows=10**9).shards == 256

@@ -22,7 +22,7 @@ from pipelines.intake import LinksTable, take_in
 from pipelines.join import JoinSettings, find_due
 from pipelines.ledger import EVENTS, latest_events
 from pipelines.outcomes import OUTCOMES
-from pipelines.parts import FetchJob, FetchPart, OpenLinks, plan_workers
+from pipelines.parts import FetchJob, FetchPart, OpenLinks, plan_workers, read_report, run_parts
 from pipelines.plan import PlannedBatch, cut_batch
 from pipelines.staging import Staging
 
@@ -47,7 +47,7 @@ def fetch_all(tokenizer_file: Path) -> Callable[..., Iterator[dict[str, Any]]]:
         job = FetchJob(config.model_copy(update={"publish": publish}), staging, Tokenizer.load(tokenizer_file), gone)
         worker = FetchPart(job)
         try:
-            return staging, [worker({"batch": 3, "part": part}) for part in range(len(cut.urls))]
+            return staging, [read_report(worker({"batch": 3, "part": part})) for part in range(len(cut.urls))]
         finally:
             worker.close()
 
@@ -65,7 +65,7 @@ def test_the_captions_of_a_url_share_one_request(
     config = refresh_config([("/a", f"caption {number}") for number in range(5)] + [("/gone", "dead link")])
     staging, [report] = fetch_all(config)
     assert web.requests == {"/a": 1, "/gone": 1}
-    assert (report["urls"], report["requests"], report["bytes"]) == (2, 2, len(pages.picture("a")))
+    assert (report.urls, report.requests, report.bytes) == (2, 2, len(pages.picture("a")))
     outcomes = outcomes_of(staging)
     assert [o["attempts"] for o in outcomes] == [1] * 6
     assert sum(o["requests"] for o in outcomes) == 2
@@ -182,11 +182,24 @@ def test_a_cluster_too_small_for_the_workers_is_told() -> None:
 
 
 def test_reports_count_verdicts(web: Any, pages: Any, refresh_config: Build, fetch_all: Any) -> None:
-    import json
-
     web.pages["/a"] = pages.image("a")
     _, reports = fetch_all(refresh_config([("/a", "a picture"), ("/b", "a picture")]), links_per_part=1)
     verdicts = Counter()
     for report in reports:
-        verdicts.update(json.loads(report["verdicts"]))
+        verdicts.update(report.verdicts)
     assert verdicts == {"": 1, "not_found": 1}
+
+
+@pytest.mark.ray
+def test_what_a_worker_fails_of_is_told_as_it_was(
+    ray_cluster: Any, refresh_config: Build, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    staging = Staging(Store(tmp_path / "dataset"), "refresh")
+    gone = Withdrawn(WITHDRAWN.empty_table())
+    config = refresh_config([("/a", "a picture")])
+    job = FetchJob(config, staging, Tokenizer.load(tokenizer_file), gone)
+    with pytest.raises(RunFailed, match=r"a fetching worker failed: FileNotFoundError: .*b00000.plan.parquet"):
+        list(run_parts([(0, 0), (0, 1)], job))
+    bad = config.model_copy(update={"judge": config.judge.model_copy(update={"block_hashes": "/nowhere"})})
+    with pytest.raises(BadInput, match="the list /nowhere cannot be read"):
+        list(run_parts([(0, 0)], FetchJob(bad, staging, Tokenizer.load(tokenizer_file), gone)))

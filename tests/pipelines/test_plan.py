@@ -64,13 +64,20 @@ def test_a_small_domain_lies_in_one_part_and_a_large_one_in_few() -> None:
     for number, part in enumerate(parts):
         for url, leased in zip(part["url"].to_pylist(), part["leased"].to_pylist(), strict=True):
             domain = ".".join((urlsplit(url).hostname or "").split(".")[-2:])
-            assert leased == (domain == "large.org")
+            assert leased
             where.setdefault(domain, {}).setdefault(number, 0)
             where[domain][number] += 1
     assert all(len(found) == 1 for domain, found in where.items() if domain != "large.org")
     # 33 urls at no more than half of a part of 20
     assert sorted(where["large.org"].values()) == [8, 8, 8, 9]
     assert max(part.num_rows for part in parts) <= 22
+
+
+def test_domains_of_one_or_two_links_are_not_leased() -> None:
+    urls = [f"http://host{size}.org/{n}" for size in range(1, 6) for n in range(size)]
+    parts, _, _ = deal_parts(due(urls), len(urls), PublishConfig(links_per_part=20))
+    leased = {url.split("/")[2] for url in parts[0].filter(parts[0]["leased"])["url"].to_pylist()}
+    assert leased == {"host3.org", "host4.org", "host5.org"}
 
 
 def test_one_domain_alone_is_dealt_to_all_parts() -> None:

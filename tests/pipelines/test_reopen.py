@@ -32,6 +32,13 @@ CASES = [
     ({"fetch": {"allow_networks": ["10.0.0.0/8"]}}, {}, set()),
     ({}, {"fetch": {"robots_txt": False, "tdm_reservation": False}}, {Reason.ROBOTS_DISALLOWED, Reason.TDM_RESERVED}),
     ({"fetch": {"robots_txt": False}}, {}, set()),
+    ({}, {"fetch": {"opt_out_directives": ["noai"]}}, {Reason.OPTED_OUT}),
+    ({"fetch": {"opt_out_directives": ["noai"]}}, {}, set()),
+    (limits(formats=["jpeg"]), {}, {Reason.NOT_AN_IMAGE}),
+    ({}, limits(formats=["jpeg"]), set()),
+    ({"judge": {"block_hashes": "old.txt"}}, {"judge": {"block_hashes": "new.txt"}}, {Reason.BLOCKED_IMAGE}),
+    ({"judge": {"block_hashes": "old.txt"}}, {}, {Reason.BLOCKED_IMAGE}),
+    ({}, {"judge": {"block_hashes": "new.txt"}}, set()),
 ]
 
 

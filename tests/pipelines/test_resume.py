@@ -37,6 +37,7 @@ from tests.pipelines.killing import (
 
 Build = Callable[..., RefreshConfig]
 
+
 class Killed(BaseException):
     """As sudden as a SIGKILL for code that catches exceptions."""
 

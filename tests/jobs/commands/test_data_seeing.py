@@ -32,7 +32,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_show_tells_the_version_and_lists_its_first_samples(uri: str) -> None:
     result = data("show", uri, "--rows", "2")
     assert result.exit_code == 0, result.output
-    assert "version 3 of 3 (latest 3)" in result.stdout
+    assert "version 3 (latest 3, 3 kept)" in result.stdout
     assert "samples: 7 selected of 10 stored" in result.stdout
     assert "- not_found" in result.stdout
     assert result.stdout.splitlines()[-1] == "    128 x 64    png   en  'picture 1 of'  http://one.example/p1.png"
