@@ -189,6 +189,40 @@ class Store:
                 raise FileNotFoundError(lacking) from None
             raise
 
+    def write_checked(self, path: str, data: bytes, check: Callable[[], None]) -> None:
+        """Write or replace a file for whoever has the right to it; ``check`` raises where that was lost.
+
+        On S3 a write that was long under way does not land on a file that somebody has written since the check.
+        """
+        if self.is_s3:
+            self.retry(lambda: self._s3_write_checked(path, data, check))
+            return
+        target = Path(self.path(path))
+        staged = _stage(target, data)
+        try:
+            check()
+            os.replace(staged, target)
+        finally:
+            staged.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+
+    def _s3_write_checked(self, path: str, data: bytes, check: Callable[[], None]) -> None:
+        from botocore.exceptions import ClientError
+
+        try:
+            standing = {"IfMatch": self._s3_call("head_object", path)["ETag"]}
+        except FileNotFoundError:
+            standing = {"IfNoneMatch": "*"}
+        check()
+        try:
+            self._s3_call("put_object", path, Body=data, **standing)
+        except ClientError as error:
+            # Where the answer to ours was lost it lies there now; else somebody else's does.
+            if status_of(error) not in (409, 412):
+                raise
+            if self.read(path) != data:
+                raise OSError(f"{self.uri}/{path} was written by somebody else meanwhile") from None
+
     def write_once(self, path: str, data: bytes) -> bool:
         """Create a file only if it is not there (conditional PUT).
 

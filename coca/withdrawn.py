@@ -23,6 +23,7 @@ WITHDRAWN = pa.schema(
         pa.field("sample_id", pa.string()),
         pa.field("url", pa.string()),
         pa.field("source_sha256", pa.string()),
+        pa.field("sha256", pa.string()),
         pa.field("samples_path", pa.string()),
         pa.field("row_group", pa.int32()),
         pa.field("reason", pa.string(), nullable=False),
@@ -60,6 +61,16 @@ class Withdrawn:
     def source_sha256(self) -> pa.Array:
         """Digests of fetched bytes, sorted, each once."""
         return self._sorted("source_sha256")
+
+    @cached_property
+    def stored_sha256(self) -> pa.Array:
+        """Digests of stored bytes, sorted, each once."""
+        return self._sorted("sha256")
+
+    def refuses(self, urls: pa.ChunkedArray, sample_ids: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+        """Which pairs may not be stored, by their urls or their ids."""
+        by_url = pc.is_in(urls, value_set=self.urls).to_numpy()
+        return np.asarray(by_url | self.mask(sample_ids))
 
     @cached_property
     def digest(self) -> str:

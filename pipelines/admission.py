@@ -18,7 +18,8 @@ class Admission:
     """The pool of decoding processes and the lists of one worker; used within one event loop."""
 
     def __init__(self, config: RefreshConfig, withdrawn: Withdrawn) -> None:
-        self._withdrawn = np.array(withdrawn.source_sha256.to_pylist(), dtype="S64")  # sorted
+        self._fetched = np.array(withdrawn.source_sha256.to_pylist(), dtype="S64")  # sorted
+        self._stored = np.array(withdrawn.stored_sha256.to_pylist(), dtype="S64")
         self._blocked = load_blocked_hashes(config.judge.block_hashes) if config.judge.block_hashes else None
         self._pool = DecodePool(config.image, config.fetch.decode_processes)
 
@@ -33,12 +34,18 @@ class Admission:
         """A body to its stored form, or to the reason why it is refused."""
         if self._blocked is not None and await asyncio.to_thread(self._blocked.matches, body):
             return Prepared(hashlib.sha256(body).hexdigest(), reason=Reason.BLOCKED_IMAGE)
-        prepared = await self._pool.prepare(body)
-        if self._is_withdrawn(prepared.source_sha256):
+        return self.judge(await self._pool.prepare(body))
+
+    def judge(self, prepared: Prepared) -> Prepared:
+        """The same, or its refusal where the picture is withdrawn: as it came, or as it would be stored."""
+        stored = prepared.stored
+        gone = _holds(self._fetched, prepared.source_sha256)
+        if gone or (stored is not None and _holds(self._stored, stored.sha256)):
             return Prepared(prepared.source_sha256, reason=Reason.WITHDRAWN)
         return prepared
 
-    def _is_withdrawn(self, digest: str) -> bool:
-        wanted = np.bytes_(digest)
-        place = int(np.searchsorted(self._withdrawn, wanted))
-        return place < len(self._withdrawn) and bool(self._withdrawn[place] == wanted)
+
+def _holds(digests: np.ndarray, digest: str) -> bool:
+    wanted = np.bytes_(digest)
+    place = int(np.searchsorted(digests, wanted))
+    return place < len(digests) and bool(digests[place] == wanted)

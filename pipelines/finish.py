@@ -96,13 +96,13 @@ def finish_refresh(
     for scorer, folder in zip(scorers, folders, strict=True):
         score_parts(staging.dataset, [part.name for part in parts], scorer, folder, start_ray)
     manifest = _stage_selection(job, parts, standing, start_ray)
-    commit = (staging.refresh_id, len(run.manifests))
+    commit = (staging.refresh_id, len(run.plan.batches))
     for table, files in (("annotations", manifest.annotations), ("links", manifest.links)):
         if files:
             commit_files(staging.dataset, table, files, *commit, lease=lease)
     withdrawn = _withdraw_opted_out(run, lease)
     lost = sum(manifest.moved.values())
-    counts: list[Counter[str]] = [Counter(batch.counts) for batch in run.manifests]
+    counts: list[Counter[str]] = [Counter(batch.counts) for batch in run.manifests.values()]
     waiting = {"waiting": run.waiting}
     funnel = make_funnel(run.plan.links, run.plan.standing, *counts, {**manifest.moved, "": -lost}, waiting)
     return _publish(run, manifest, standing, lease, funnel, scorers, kind), funnel, withdrawn
@@ -110,7 +110,7 @@ def finish_refresh(
 
 def _new_parts(run: RefreshRun, score_folders: tuple[str, ...]) -> Iterator[PartKeys]:
     columns = tuple(candidate_columns(run.job.config.select))
-    for batch, manifest in enumerate(run.manifests):
+    for batch, manifest in sorted(run.manifests.items()):
         rows = {file.path: file.rows for file in manifest.samples}
         for part in manifest.parts:
             name = run.job.staging.data_name(batch, part)
@@ -170,7 +170,7 @@ def _annotate(part: PartKeys, lost: pa.Table, rows_per_row_group: int) -> tuple[
     notes = with_selection(notes.append_column("scores", rows["scores"]), reasons)
     file = write_annotations(part.staging.dataset, part.name, notes, rows_per_row_group, samples_path=part.name)
     events = rows.select(OUTCOMES.names)
-    # After the event of its storing, by the least that the ledger can tell.
+    # After the event of its storing, by the least that the ledger can tell. Nobody was asked again.
     later = pc.add(events["event_at"], timedelta(microseconds=1))
     for name, column in (("reason", reasons), ("event_at", later)):
         events = events.set_column(OUTCOMES.get_field_index(name), OUTCOMES.field(name), column)
@@ -183,7 +183,7 @@ def _standing_scorers(standing: Standing) -> list[str]:
 
 def _withdraw_opted_out(run: RefreshRun, lease: Lease) -> int:
     """Put what its owners have opted out since on the withdrawn list, every stored copy of the pictures with it."""
-    urls = sorted({url for manifest in run.manifests for url in manifest.opted_out})
+    urls = sorted({url for manifest in run.manifests.values() for url in manifest.opted_out})
     if not urls:
         return 0
     store = run.job.staging.dataset
@@ -207,7 +207,7 @@ def _publish(
     path = f"tokenizers/{tokenizer.fingerprint}.json"
     store.write_once(path, tokenizer.to_json().encode())
     files = {name: set(known) for name, known in standing.files.items()}
-    for batch in run.manifests:
+    for batch in run.manifests.values():
         files["samples"] |= {file.path for file in batch.samples}
         files["links"] |= {file.path for file in batch.links}
     files["annotations"] |= {file.path for file in manifest.annotations}

@@ -15,34 +15,29 @@ from coca.withdrawn import Withdrawn
 from pipelines.caption_counts import too_frequent
 from pipelines.config import RecheckConfig
 from pipelines.intake import INTAKE, Intake, count_reasons
-from pipelines.ledger import Ledger, due_mask, latest_events
+from pipelines.ledger import EVENTS, Ledger, Reopened, due_mask, latest_events
 from pipelines.staging import Staging
 
-# One row per pair that is new, due or asked again. `rows`: rows of the links table that stand for it.
-# `stored`: its bytes lie in samples already; `standing_reason`: why it is not selected there.
+# One row per pair that is new, due or asked again.
 DUE = pa.schema(
     [
         *INTAKE,
+        # Rows of the links table that stand for it, where its verdict is open; `standing_rows` where it is stored and
+        # counts already as what it is.
         pa.field("rows", pa.int64(), nullable=False),
+        pa.field("standing_rows", pa.int64(), nullable=False),
         pa.field("failures", pa.int32(), nullable=False),
+        # Its bytes lie in samples already; those of another caption of its url.
         pa.field("stored", pa.bool_(), nullable=False),
+        pa.field("url_stored", pa.bool_(), nullable=False),
+        # Why it is not selected there.
         pa.field("standing_reason", pa.string()),
+        # Of its latest event: the next one is later, whatever the clock says.
+        pa.field("known_at", EVENTS.field("event_at").type),
         pa.field("etag", pa.string()),
         pa.field("last_modified", pa.string()),
         pa.field("source_sha256", pa.string()),
     ]
-)
-
-_TEXT_RULES = frozenset(
-    {
-        Reason.CAPTION_TOO_SHORT,
-        Reason.CAPTION_TOO_LONG,
-        Reason.CAPTION_REPEATS,
-        Reason.CAPTION_TOO_FREQUENT,
-        Reason.CAPTION_BLOCKED_WORD,
-        Reason.LANGUAGE,
-        Reason.BLOCKED_URL,
-    }
 )
 
 
@@ -56,10 +51,12 @@ class JoinSettings:
     """Most urls of a chunk."""
     rechecks_per_shard: int
     recheck: RecheckConfig
-    reopened: frozenset[Reason] = frozenset()
+    reopened: Reopened = field(default_factory=dict)
     """Reasons of the ledger that looser settings have made void."""
     frequent_captions: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
     withdrawn: Withdrawn | None = None
+    asks: bool = True
+    """False for an import: what an owner has opted out of is not taken from elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -103,24 +100,29 @@ def find_due(links: pa.Table, latest: pa.Table, settings: JoinSettings) -> tuple
         ``DUE``, and the counts of :class:`DueShard`.
     """
     marked = _mark_withdrawn(_mark_frequent(links, settings.frequent_captions), settings.withdrawn)
-    pairs, repeated = _one_row_per_pair(marked)
-    place = pc.index_in(pairs["sample_id"], value_set=latest["sample_id"].combine_chunks())
+    if not settings.asks:
+        marked = _mark_opted_out(marked, latest)
+    known_ids = latest["sample_id"].combine_chunks()
+    pairs, repeated = _one_row_per_pair(marked, known_ids)
+    place = pc.index_in(pairs["sample_id"], value_set=known_ids)
     known = pc.is_valid(place)
     events = latest.take(place.combine_chunks())
-    passes = pc.is_null(pairs["reason"])
-    reopened = settings.reopened | _TEXT_RULES
     # A text rule that is looser now opens a pair again only where the pair passes today's rules.
-    due_by_event = pc.and_(due_mask(events, settings.now, reopened), passes)
+    due_by_event = pc.and_(due_mask(events, settings.now, settings.reopened), pc.is_null(pairs["reason"]))
     chosen = _rechecks(latest, settings)
     asked_again = pc.is_in(pairs["sample_id"], value_set=chosen["sample_id"].combine_chunks())
     due = pc.or_(pc.or_(pc.invert(known), pc.fill_null(due_by_event, False)), asked_again)
-    stands = pc.invert(due)
+    # What is stored stays what it is, whatever an answer says now.
+    stands = pc.or_(pc.invert(due), pc.fill_null(events["stored"], False))
     counts = count_reasons(_standing_reasons(events.filter(stands), settings.withdrawn), pairs["rows"].filter(stands))
     if repeated:
         counts[Reason.DUPLICATE_PAIR.value] = counts.get(Reason.DUPLICATE_PAIR.value, 0) + repeated
     from_table = _due_rows(pairs.filter(due), events.filter(due))
     unseen = pc.invert(pc.is_in(chosen["sample_id"], value_set=pairs["sample_id"].combine_chunks()))
-    return pa.concat_tables([from_table, _recheck_rows(chosen.filter(unseen))]), counts
+    rows = pa.concat_tables([from_table, _recheck_rows(chosen.filter(unseen))])
+    urls = latest["url"].filter(latest["stored"]).combine_chunks()
+    url_stored = pc.is_in(rows["url"], value_set=urls)
+    return rows.set_column(DUE.get_field_index("url_stored"), DUE.field("url_stored"), url_stored), counts
 
 
 def _mark_frequent(links: pa.Table, frequent: np.ndarray) -> pa.Table:
@@ -128,10 +130,15 @@ def _mark_frequent(links: pa.Table, frequent: np.ndarray) -> pa.Table:
 
 
 def _mark_withdrawn(links: pa.Table, withdrawn: Withdrawn | None) -> pa.Table:
-    """A withdrawn url is not asked under any caption."""
-    if withdrawn is None or len(withdrawn.urls) == 0:
+    """A withdrawn url is not asked under any caption, nor a pair that was withdrawn by its id."""
+    if withdrawn is None:
         return links
-    return _mark(links, pc.is_in(links["url"], value_set=withdrawn.urls), Reason.WITHDRAWN)
+    return _mark(links, pa.array(withdrawn.refuses(links["url"], links["sample_id"])), Reason.WITHDRAWN)
+
+
+def _mark_opted_out(links: pa.Table, latest: pa.Table) -> pa.Table:
+    opted_out = latest.filter(pc.equal(latest["state"], State.OPTED_OUT.value))
+    return _mark(links, pc.is_in(links["url"], value_set=opted_out["url"].combine_chunks()), Reason.OPTED_OUT)
 
 
 def _mark(links: pa.Table, chosen: pa.Array, reason: Reason) -> pa.Table:
@@ -140,10 +147,10 @@ def _mark(links: pa.Table, chosen: pa.Array, reason: Reason) -> pa.Table:
     return links.set_column(links.schema.get_field_index("reason"), "reason", reasons)
 
 
-def _one_row_per_pair(links: pa.Table) -> tuple[pa.Table, int]:
-    """The first row of each pair with its number of ``rows``, and how many rows repeat a pair that passed.
+def _one_row_per_pair(links: pa.Table, known_ids: pa.Array) -> tuple[pa.Table, int]:
+    """The first row of each pair with its number of ``rows``, and how many rows repeat a pair.
 
-    Rows refused before any request may share a key: each counts under its reason.
+    Rows refused before any request may share a key that nothing is known of: each counts under its reason.
     """
     if links.num_rows == 0:
         return links.append_column("rows", pa.array([], pa.int64())), 0
@@ -151,20 +158,21 @@ def _one_row_per_pair(links: pa.Table) -> tuple[pa.Table, int]:
     groups = pa.table({"key": links["sample_id"], "place": order}).group_by("key", use_threads=False)
     counted = groups.aggregate([("place", "min"), ("place", "count")])
     pairs = links.take(counted["place_min"].combine_chunks())
-    passed = pc.is_null(pairs["reason"])
+    once = pc.or_(pc.is_null(pairs["reason"]), pc.is_in(pairs["sample_id"], value_set=known_ids))
     extra = pc.subtract(counted["place_count"], 1)
-    repeated = pc.sum(pc.if_else(passed, extra, 0)).as_py()
-    return pairs.append_column("rows", pc.if_else(passed, 1, counted["place_count"])), repeated
+    repeated = pc.sum(pc.if_else(once, extra, 0)).as_py()
+    return pairs.append_column("rows", pc.if_else(once, 1, counted["place_count"])), repeated
 
 
 def _rechecks(latest: pa.Table, settings: JoinSettings) -> pa.Table:
-    """Stored pairs whose last answer is the oldest: whole urls, at most ``rechecks_per_shard`` of them."""
+    """Stored pairs whose last answer is the oldest, or whose failure is due: ``rechecks_per_shard`` urls at most."""
     if settings.rechecks_per_shard == 0:
         return latest.slice(0, 0)
     before = settings.now - timedelta(seconds=settings.recheck.stored_after_s)
     old = pc.less_equal(latest["event_at"], pa.scalar(before, latest.schema.field("event_at").type))
     answered = pc.is_in(latest["state"], value_set=pa.array([State.OK.value, State.CHANGED.value]))
-    rows = latest.filter(pc.and_(pc.and_(latest["stored"], answered), old))
+    failed = due_mask(latest, settings.now, {})
+    rows = latest.filter(pc.and_(latest["stored"], pc.or_(pc.and_(answered, old), failed)))
     if settings.withdrawn is not None:
         rows = rows.filter(pa.array(~settings.withdrawn.mask(rows["sample_id"])))
     oldest = rows.group_by("url").aggregate([("event_at", "min")])
@@ -186,9 +194,13 @@ def _due_rows(pairs: pa.Table, events: pa.Table) -> pa.Table:
     """Pairs of the links table; ``events`` are theirs, null where they are new."""
     stored = pc.fill_null(events["stored"], False)
     known = {
+        "rows": pc.if_else(stored, 0, pairs["rows"]),
+        "standing_rows": pc.if_else(stored, pairs["rows"], 0),
         "failures": pc.fill_null(events["failures"], 0),
         "stored": stored,
+        "url_stored": stored,
         "standing_reason": pc.if_else(stored, events["reason"], None),
+        "known_at": events["event_at"],
         **{name: pc.if_else(stored, events[name], None) for name in ("etag", "last_modified", "source_sha256")},
     }
     columns = {name: known.get(name, pairs[name] if name in pairs.column_names else None) for name in DUE.names}
@@ -202,8 +214,10 @@ def _recheck_rows(chosen: pa.Table) -> pa.Table:
     count = chosen.num_rows
     given = {
         "reason": pa.nulls(count, pa.string()),
-        "rows": pa.array(np.zeros(count, dtype=np.int64)),
+        **{name: pa.array(np.zeros(count, dtype=np.int64)) for name in ("rows", "standing_rows")},
+        "url_stored": pa.array(np.ones(count, dtype=bool)),
         "standing_reason": chosen["reason"],
+        "known_at": chosen["event_at"],
     }
     columns = {}
     for column in DUE:

@@ -31,6 +31,8 @@ _STATES = {
     Reason.BODY_INCOMPLETE: State.TRANSIENT,
 }
 _FAILURES = [State.TRANSIENT.value, State.DEAD.value]
+# What a server may ask for at most: its word is a stranger's number.
+_LONGEST_ASKED_S = 366 * 86400.0
 
 # What a join reads of an event.
 EVENTS = pa.schema(
@@ -38,7 +40,7 @@ EVENTS = pa.schema(
         LINKS.field(name)
         for name in (
             *("sample_id", "url", "caption", "state", "reason", "etag", "last_modified"),
-            *("source_sha256", "event_at", "next_check_at", "stored"),
+            *("source_sha256", "refresh_id", "event_at", "next_check_at", "stored"),
         )
     ]
 )
@@ -55,13 +57,13 @@ def next_check(
     """When a link is due again: only where its failure may pass, ever later, and not before the server asked.
 
     Args:
-        failures: such events before this one.
+        failures: such events in a row before this one.
     """
     first_s = {State.TRANSIENT: recheck.transient_after_s, State.DEAD: recheck.dead_after_s}.get(state)
     if first_s is None:
         return None
     wait_s = min(first_s * 2.0 ** min(failures, 30), max(first_s, recheck.max_after_s))
-    return event_at + timedelta(seconds=max(wait_s, retry_after_s or 0.0))
+    return event_at + timedelta(seconds=max(wait_s, min(retry_after_s or 0.0, _LONGEST_ASKED_S)))
 
 
 @dataclass(frozen=True)
@@ -89,27 +91,39 @@ class Ledger:
 def latest_events(events: pa.Table) -> pa.Table:
     """Of each ``sample_id`` the event with the latest ``event_at``, sorted by ``sample_id``.
 
-    Adds ``failures``: how many events of the pair are failures that may pass. ``stored`` is filled in where an event
-    of contract 1 does not tell.
+    Adds ``failures``: how many failures that may pass the pair has had in a row up to that event. What contract 1 did
+    not write is filled in: ``stored``, and when a dead link is due again (at once).
     """
     ordered = events.sort_by([("sample_id", "ascending"), ("event_at", "ascending")])
     stored = pc.coalesce(ordered["stored"], pc.equal(ordered["state"], State.OK.value))
-    ordered = ordered.set_column(ordered.schema.get_field_index("stored"), "stored", stored)
-    failed = pc.is_in(ordered["state"], value_set=pa.array(_FAILURES)).to_numpy().astype(np.int32)
+    is_dead = pc.equal(ordered["state"], State.DEAD.value)
+    checks = pc.coalesce(ordered["next_check_at"], pc.if_else(is_dead, ordered["event_at"], None))
+    for name, column in (("stored", stored), ("next_check_at", checks)):
+        ordered = ordered.set_column(ordered.schema.get_field_index(name), EVENTS.field(name), column)
     if ordered.num_rows == 0:
         return ordered.append_column("failures", pa.array([], pa.int32()))
+    failed = pc.is_in(ordered["state"], value_set=pa.array(_FAILURES)).to_numpy()
     ids = ordered["sample_id"].combine_chunks()
-    is_last = np.append(pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_numpy(zero_copy_only=False), True)
-    ends = np.flatnonzero(is_last)
-    totals = np.cumsum(failed)[ends]
-    failures = np.diff(totals, prepend=0).astype(np.int32)
+    differs = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_numpy(zero_copy_only=False)
+    places, is_first = np.arange(len(ids)), np.append(True, differs)
+    # The last place before each row's run of failures: of another state, or of another pair.
+    before = np.maximum.accumulate(np.where(~failed, places, np.where(is_first, places - 1, -1)))
+    ends = np.flatnonzero(np.append(differs, True))
+    failures = (ends - before[ends]).astype(np.int32)
     return ordered.take(pa.array(ends)).append_column("failures", pa.array(failures))
 
 
-def due_mask(latest: pa.Table, now: datetime, reopened: frozenset[Reason] = frozenset()) -> pa.ChunkedArray:
-    """Which of the latest events no longer stand: their next check has come, or their reason is ``reopened``."""
+Reopened = dict[str, frozenset[Reason]]
+"""Refresh id -> reasons of its events that looser settings have made void; "" for refreshes that are not in it."""
+
+
+def due_mask(latest: pa.Table, now: datetime, reopened: Reopened) -> pa.ChunkedArray:
+    """Which of the latest events no longer stand: their next check has come, or their reason is reopened."""
     checks = latest["next_check_at"]
     due = pc.fill_null(pc.less_equal(checks, pa.scalar(now, checks.type)), False)
-    reasons = pa.array([reason.value for reason in reopened], pa.string())
-    again = pc.fill_null(pc.is_in(latest["reason"], value_set=reasons), False)
+    known = pa.array(list(reopened), pa.string())
+    refreshes = pc.if_else(pc.is_in(latest["refresh_id"], value_set=known), latest["refresh_id"], "")
+    void = [f"{name} {reason.value}" for name, reasons in reopened.items() for reason in reasons]
+    stamps = pc.binary_join_element_wise(refreshes, latest["reason"], " ")
+    again = pc.fill_null(pc.is_in(stamps, value_set=pa.array(void, pa.string())), False)
     return pc.or_(due, pc.and_(again, pc.invert(latest["stored"])))

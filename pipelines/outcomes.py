@@ -1,11 +1,12 @@
 """What a part leaves behind: one row per pair with its verdict, its keys for selection and its tokens, no bytes."""
 
-from datetime import UTC, datetime
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from coca.contract import ANNOTATIONS, LINKS, SAMPLES, Reason
+from coca.contract import ANNOTATIONS, LINKS, SAMPLES, Reason, State
 from pipelines.ledger import state_of
 
 _TIME = LINKS.field("event_at").type
@@ -19,8 +20,14 @@ OUTCOMES = pa.schema(
         LINKS.field("stored"),
         # Its bytes came in this refresh; `stored` is also true of what lay there before.
         pa.field("admitted", pa.bool_(), nullable=False),
-        # Rows of the links table that stand for the pair.
+        # When the bytes came; for an import, when they had come.
+        SAMPLES.field("fetched_at"),
+        # Rows of the links table that stand for the pair, as in `join.DUE`.
         pa.field("rows", pa.int64(), nullable=False),
+        pa.field("standing_rows", pa.int64(), nullable=False),
+        pa.field("standing_reason", pa.string()),
+        # Bytes of the url are stored, be it under another caption.
+        pa.field("url_stored", pa.bool_(), nullable=False),
         # What the url cost, on its first pair only: sums over pairs count each url once.
         pa.field("requests", pa.int32(), nullable=False),
         pa.field("bytes", pa.int64(), nullable=False),
@@ -38,12 +45,14 @@ def admitted_rows(outcomes: pa.Table) -> pa.Table:
 
 def refused_outcomes(refused: pa.Table) -> pa.Table:
     """``OUTCOMES`` of pairs (``plan.PLAN``) that are refused before any request."""
-    count, now = refused.num_rows, datetime.now(UTC)
+    count = refused.num_rows
     states = [state_of(Reason(reason)).value for reason in refused["reason"].to_pylist()]
+    at = event_times(datetime.now(UTC), refused["known_at"])
+    carried = ("sample_id", "url", "caption", "reason", "language", "rows", "standing_rows", "standing_reason")
     known = {
-        **{name: refused[name] for name in ("sample_id", "url", "caption", "reason", "language", "rows")},
+        **{name: refused[name] for name in (*carried, "url_stored")},
         "state": pa.array(states, pa.string()),
-        "event_at": pa.array([now] * count, _TIME),
+        **dict.fromkeys(("event_at", "fetched_at"), at),
         **{name: pa.array([0] * count, pa.int64()) for name in ("attempts", "requests", "bytes")},
         **{name: pa.array([False] * count) for name in ("stored", "admitted")},
     }
@@ -51,8 +60,26 @@ def refused_outcomes(refused: pa.Table) -> pa.Table:
     return pa.table(columns).cast(OUTCOMES)
 
 
+def event_times(now: datetime, known_at: pa.ChunkedArray) -> pa.ChunkedArray:
+    """``now``, or just after the latest event of each pair where a clock has gone back."""
+    kind = LINKS.field("event_at").type
+    this = pa.scalar(now, kind)
+    after = pc.fill_null(pc.add(known_at.cast(kind), pa.scalar(timedelta(microseconds=1))), this)
+    return pc.if_else(pc.greater(after, this), after, this)
+
+
 def verdict_counts(outcomes: pa.Table) -> dict[str, int]:
-    """Reason ("" for what is stored and not passed over) -> rows of the links table."""
-    grouped = pa.table({"reason": pc.fill_null(outcomes["reason"], ""), "rows": outcomes["rows"]})
-    counted = grouped.group_by("reason").aggregate([("rows", "sum")])
-    return {row["reason"]: row["rows_sum"] for row in counted.to_pylist() if row["rows_sum"]}
+    """Reason ("" for what is stored and not passed over) -> rows of the links table.
+
+    A stored pair counts as what it is since before; one that has opted out leaves that.
+    """
+    opted_out = pc.equal(outcomes["state"], State.OPTED_OUT.value)
+    moved = pc.if_else(opted_out, outcomes["standing_rows"], 0)
+    counts = Counter(_count(outcomes["reason"], pc.add(outcomes["rows"], moved)))
+    counts.subtract(_count(outcomes["standing_reason"], moved))
+    return {reason: rows for reason, rows in counts.items() if rows}
+
+
+def _count(reasons: pa.ChunkedArray, rows: pa.ChunkedArray) -> dict[str, int]:
+    grouped = pa.table({"reason": pc.fill_null(reasons, ""), "rows": rows}).group_by("reason")
+    return {row["reason"]: row["rows_sum"] for row in grouped.aggregate([("rows", "sum")]).to_pylist()}

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Self
 
 import pyarrow as pa
@@ -16,10 +16,10 @@ from pipelines.config import RecheckConfig, RefreshConfig
 from pipelines.fetch import Fetched
 from pipelines.judge_config import JudgeConfig
 from pipelines.language import identify
-from pipelines.outcomes import OUTCOMES
+from pipelines.outcomes import OUTCOMES, refused_outcomes
 from pipelines.prepare import Prepared, StoredImage
 from pipelines.spool import Spool, Spooled
-from pipelines.staging import Staging
+from pipelines.staging import Staging, encode_table
 from pipelines.verdicts import outcome_rows
 
 # Images of a row group are one Arrow column, which ends at 2 GiB; readers hold several row groups at once.
@@ -43,13 +43,18 @@ class Taken:
     def __exit__(self, *_: object) -> None:
         self._spool.__exit__()
 
-    def add(self, pairs: list[dict[str, Any]], fetched: Fetched[Prepared], at: datetime) -> Reason | None:
+    def add(
+        self, pairs: list[dict[str, Any]], fetched: Fetched[Prepared], *, fetched_at: datetime | None = None
+    ) -> Reason | None:
         """Take in all pairs of one url.
+
+        Args:
+            fetched_at: when the bytes came, now by default.
 
         Returns:
             The verdict on the first.
         """
-        outcomes = outcome_rows(pairs, fetched, at, self._recheck)
+        outcomes = outcome_rows(pairs, fetched, datetime.now(UTC), self._recheck, fetched_at=fetched_at)
         self.rows += outcomes
         stored = fetched.result.stored if fetched.result else None
         if stored is not None and any(outcome["admitted"] for outcome in outcomes):
@@ -59,11 +64,15 @@ class Taken:
                     self._images[outcome["sample_id"]] = (bare, place, pair["extra"])
         return Reason(outcomes[0]["reason"]) if outcomes[0]["reason"] else None
 
+    def refuse(self, refused: pa.Table) -> None:
+        """Take in pairs (``plan.PLAN``) that are refused without a request."""
+        self.rows += refused_outcomes(refused).to_pylist()
+
     def sample(self, outcome: dict[str, Any]) -> dict[str, Any]:
         """``contract.SAMPLES`` of an admitted outcome."""
         stored, place, extra = self._images[outcome["sample_id"]]
         image = {**vars(stored), "image": self._spool.read(place)}
-        return {**outcome, **image, "extra": extra, "fetched_at": outcome["event_at"]}
+        return {**outcome, **image, "extra": extra}
 
 
 def write_part(
@@ -78,7 +87,7 @@ def write_part(
     """Write the samples file of a part, then its outcomes to staging: they mark the part done.
 
     Args:
-        check: called right before each write; what it raises ends the part.
+        check: of the right to write, right before each file; what it raises ends the part.
 
     Returns:
         ``OUTCOMES``, sorted by ``sample_id``.
@@ -95,12 +104,9 @@ def write_part(
             pa.Table.from_pylist([taken.sample(row) for row in admitted[start : start + size]], schema=SAMPLES)
             for start in range(0, len(admitted), size)
         )
-        samples = encode_samples(groups)
-        check()
-        staging.dataset.write(staging.samples_path(batch, part), samples)
+        staging.dataset.write_checked(staging.samples_path(batch, part), encode_samples(groups), check)
     outcomes = pa.Table.from_pylist(rows, schema=OUTCOMES)
-    check()
-    staging.write_table(staging.outcome_path(batch, part), outcomes)
+    staging.dataset.write_checked(staging.outcome_path(batch, part), encode_table(outcomes), check)
     return outcomes
 
 

@@ -10,13 +10,14 @@ import traceback
 from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 
+from coca.contract import Reason
 from coca.errors import BadInput, RunFailed
 from coca.tokenizer import Tokenizer
 from coca.withdrawn import Withdrawn
@@ -124,6 +125,7 @@ class FetchPart:
         else:
             plan = await asyncio.to_thread(read_part, staging, batch, part)
             with Taken(self._job.config.recheck) as taken:
+                plan = self._refuse_withdrawn(plan, taken)
                 with self._metrics.time("import" if self._job.shards else "fetch"):
                     await (self._import_part(plan, taken) if self._job.shards else self._fetch_part(plan, taken))
                 async with self._writing:  # one file at a time is held in memory
@@ -132,6 +134,15 @@ class FetchPart:
                         write_part, staging, batch, part, taken, config, tokenizer, self._check_lease
                     )
         return vars(_report(batch, part, outcomes)) | {"verdicts": json.dumps(_verdicts(outcomes))}
+
+    def _refuse_withdrawn(self, plan: pa.Table, taken: Taken) -> pa.Table:
+        """Leave out what was withdrawn after the plan was made, before a restart."""
+        gone = pa.array(self._job.withdrawn.refuses(plan["url"], plan["sample_id"]))
+        gone = pc.and_(gone, pc.invert(plan["stored"]))
+        refused = plan.filter(gone)
+        reason = pa.array([Reason.WITHDRAWN.value] * refused.num_rows, pa.string())
+        taken.refuse(refused.set_column(plan.schema.get_field_index("reason"), "reason", reason))
+        return plan.filter(pc.invert(gone))
 
     def _check_lease(self) -> None:
         epoch = self._job.lease_epoch
@@ -152,7 +163,7 @@ class FetchPart:
 
         async def fetch_pairs(url: str, pairs: list[dict[str, Any]]) -> None:
             fetched = await self._fetcher.fetch(url, validators=_validators(pairs), leased=pairs[0]["leased"])
-            reason = taken.add(pairs, fetched, datetime.now(UTC))
+            reason = taken.add(pairs, fetched)
             self._metrics.count(reason, fetched.requests, fetched.bytes)
 
         await self._open_links.enter(len(pairs_of))
@@ -164,19 +175,34 @@ class FetchPart:
             raise failures.exceptions[0] from None  # the first ended the others
 
     async def _import_part(self, plan: pa.Table, taken: Taken) -> None:
-        """A part's pairs lie in one shard, in its order."""
+        """A part's pairs lie in one shard, in its order.
+
+        Raises:
+            RunFailed: the shard is not what it was when the import was planned.
+        """
         pairs = {pair["place"]: pair for pair in plan.to_pylist()}
-        rows = enumerate(read_shard(self._job.shards[plan["piece"][0].as_py()]))
-        while (found := await asyncio.to_thread(next, rows, None)) is not None and pairs:
+        if not pairs:
+            return
+        shard = self._job.shards[plan["piece"][0].as_py()]
+        rows = enumerate(read_shard(shard, max_body_bytes=self._job.config.image.limits.max_bytes))
+        while pairs and (found := await asyncio.to_thread(next, rows, None)) is not None:
             place, row = found
             pair = pairs.pop(place, None)
             if pair is None:
                 continue
+            if " ".join((row.caption or "").split()) != pair["caption"]:
+                raise _changed(shard)
             reason, prepared = import_reason(row), None
             if reason is None:
                 assert row.body is not None
-                prepared = restore_source(row, await self._admission.prepare(row.body))
-            taken.add([pair], Fetched(reason=reason, result=prepared), row.imported_at)
+                prepared = self._admission.judge(restore_source(row, await self._admission.prepare(row.body)))
+            taken.add([pair], Fetched(reason=reason, result=prepared), fetched_at=row.imported_at)
+        if pairs:
+            raise _changed(shard)
+
+
+def _changed(shard: Shard) -> RunFailed:
+    return RunFailed(f"{shard.uri} has changed since this import began: leave it alone, and run the same command again")
 
 
 def _pack(error: Exception) -> bytes:
@@ -220,8 +246,8 @@ class OpenLinks:
 
 
 def _validators(pairs: list[dict[str, Any]]) -> Validators | None:
-    """Of a url all of whose pairs are stored: its bytes are wanted only if they changed."""
-    if not all(pair["stored"] for pair in pairs):
+    """Of a url all of whose pairs hold the same bytes: they are wanted only if they changed."""
+    if not all(pair["stored"] for pair in pairs) or len({pair["source_sha256"] for pair in pairs}) > 1:
         return None
     return Validators(etag=pairs[0]["etag"], last_modified=pairs[0]["last_modified"])
 

@@ -63,18 +63,20 @@ class Plan(BaseModel):
     """Rows in no batch: left for a later refresh by the budget."""
 
 
-def refresh_id(intake: Intake, config: RefreshConfig, tokenizer_fingerprint: str, parent: int | None) -> str:
+def refresh_id(
+    intake: Intake, config: RefreshConfig, tokenizer_fingerprint: str, parent: int | None, pieces: str = ""
+) -> str:
     """The name of a refresh: the same links, settings and parent version give the same one, in any row order.
 
     A refresh that was killed and is started again finds by it what it had done.
     """
-    settings = config.model_dump(mode="json", exclude={"to": True, "tokenizer": True, "links": True})
+    settings = config.model_dump(mode="json", exclude={"to": True, "tokenizer": True, "links": {"uri"}})
     # How many fetch at once changes nothing that is stored: a retry may use fewer workers.
     for name in ("workers", "concurrency_per_worker", "max_bytes_in_flight", "decode_processes"):
         settings["fetch"].pop(name, None)
     del settings["publish"]["lease_s"]
     settings["lists"] = digest_lists(config)
-    known = [intake.content, intake.rows, settings, tokenizer_fingerprint, parent]
+    known = [intake.content, intake.rows, intake.shards, settings, tokenizer_fingerprint, parent, pieces]
     return hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -147,7 +149,7 @@ def pack(files: Iterable[DueFile], batch_urls: int, max_links: float) -> tuple[l
         if left <= 0 and file.urls:
             waiting += file.rows
             continue
-        if urls + file.urls > batch_urls:
+        if max(urls + file.urls, rows + file.rows) > batch_urls:
             close()
         taken = int(min(file.urls, left))
         names, urls, rows, left = [*names, file.path], urls + taken, rows + file.rows, left - taken

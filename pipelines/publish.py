@@ -8,7 +8,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from coca.contract import LINKS, ROW_GROUPS, TableVersion, VersionRecord, link_bucket, row_groups_path, version_path
+from coca.contract import (
+    LINKS,
+    ROW_GROUPS,
+    State,
+    TableVersion,
+    VersionRecord,
+    link_bucket,
+    row_groups_path,
+    version_path,
+)
 from coca.errors import RunFailed
 from coca.storage import Store
 from pipelines.lease import Lease
@@ -33,7 +42,7 @@ class BatchManifest(BaseModel):
     requests: int
     bytes: int
     opted_out: list[str]
-    """Urls with stored pairs whose owner has opted out since."""
+    """Urls with stored pairs whose owners have opted out since."""
 
 
 def write_batch(
@@ -85,7 +94,7 @@ def commit_batch(staging: Staging, batch: int, manifest: BatchManifest, lease: L
 
 
 def _opted_out_urls(outcomes: pa.Table) -> list[str]:
-    opted_out = pc.and_(pc.equal(outcomes["state"], "opted_out"), outcomes["stored"])
+    opted_out = pc.and_(pc.equal(outcomes["state"], State.OPTED_OUT.value), outcomes["url_stored"])
     return sorted(pc.unique(outcomes["url"].filter(opted_out)).to_pylist())
 
 

@@ -30,7 +30,7 @@ from pipelines.ledger import Ledger
 from pipelines.migrate import migrate_tables
 from pipelines.parts import FetchJob
 from pipelines.plan import Plan, load_plan, make_plan, refresh_id, write_plan
-from pipelines.reopen import reopened_reasons
+from pipelines.reopen import reopened_by_refresh
 from pipelines.run import RefreshRun
 from pipelines.scorer import ScorerSpec
 from pipelines.select_config import SelectConfig
@@ -122,10 +122,12 @@ def run_refresh(
         _check_scores(config, scorers)
         ledger_rows = sum(standing.files["links"].values())
         intake = take_in(store, source, config, ledger_rows=ledger_rows, start_ray=start_ray)
-        staging = Staging(store, refresh_id(intake, config, tokenizer.fingerprint, standing.version))
+        # Of an import the shards themselves count: its plan names places in them.
+        pieces = repr(kind.shards) if kind.shards else ""
+        staging = Staging(store, refresh_id(intake, config, tokenizer.fingerprint, standing.version, pieces))
         plan = load_plan(staging)
         if plan is None:
-            plan = plan_refresh(config, staging, intake, standing, start_ray)
+            plan = plan_refresh(config, staging, intake, standing, start_ray, asks=not kind.shards)
             if kind.shards:
                 plan = regroup_by_shard(staging, plan, config.publish.links_per_batch)
             plan = write_plan(staging, plan)
@@ -149,13 +151,23 @@ def open_target(config: RefreshConfig) -> Store:
         raise BadInput("no dataset is given", "Name one with --to DATASET")
     store = Store(config.to)
     store.check_folder("--to")
+    if "%" in store.root:
+        raise BadInput(
+            f"--to {config.to} has a %, which the tables' library takes for an escape", "Name another folder"
+        )
     return store
 
 
 def plan_refresh(
-    config: RefreshConfig, staging: Staging, intake: Intake, standing: Standing, start_ray: StartRay | None
+    config: RefreshConfig,
+    staging: Staging,
+    intake: Intake,
+    standing: Standing,
+    start_ray: StartRay | None,
+    *,
+    asks: bool = True,
 ) -> Plan:
-    """What is due now; the plan itself is not staged yet."""
+    """What is due now; the plan itself is not staged yet. ``asks`` is false for an import."""
     rechecks = -(-config.recheck.max_stored // intake.shards)
     settings = JoinSettings(
         now=datetime.now(UTC),
@@ -163,9 +175,10 @@ def plan_refresh(
         chunk_urls=config.publish.links_per_batch,
         rechecks_per_shard=rechecks,
         recheck=config.recheck,
-        reopened=reopened_reasons(config, standing.record),
+        reopened=reopened_by_refresh(config, Store(config.to), standing.record),
         frequent_captions=find_frequent_captions(intake, config.judge.max_caption_count, start_ray),
         withdrawn=standing.withdrawn,
+        asks=asks,
     )
     ledger = Ledger.of_files(Store(config.to), standing.files["links"])
     return make_plan(staging, intake, ledger, settings, config.budget.max_links, start_ray=start_ray)

@@ -1,20 +1,35 @@
 """Which verdicts of the ledger looser settings have made void: those links are due again."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from coca.contract import Reason, VersionRecord
+from coca.dataset import Dataset, list_versions
+from coca.storage import Store
 from pipelines.config import RefreshConfig
+from pipelines.ledger import Reopened
 
 
-def reopened_reasons(config: RefreshConfig, parent: VersionRecord | None) -> frozenset[Reason]:
-    """Reasons under which links were refused by settings that the parent version had and that are looser now.
+def reopened_by_refresh(config: RefreshConfig, store: Store, parent: VersionRecord | None) -> Reopened:
+    """For each refresh that a version record tells of, the reasons that ``config`` no longer refuses by.
 
-    A setting that the parent's record does not know has been added since and counts as unchanged.
+    Refreshes whose records are gone count as the parent.
     """
     if parent is None:
-        return frozenset()
-    now, before = config.model_dump(mode="json"), parent.config
-    return frozenset(reason for reason, loosened in _LOOSENED.items() if loosened(now, before))
+        return {}
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        records = list(pool.map(lambda version: Dataset(store.uri, version).record, list_versions(store)))
+    void = {record.refresh_id: reopened_reasons(config, record) for record in records}
+    return {**void, "": reopened_reasons(config, parent)}
+
+
+def reopened_reasons(config: RefreshConfig, before: VersionRecord) -> frozenset[Reason]:
+    """Reasons under which links were refused by settings that a record has and that are looser now.
+
+    A setting that the record does not know has been added since and counts as unchanged.
+    """
+    now, then = config.model_dump(mode="json"), before.config
+    return _TEXT_RULES | {reason for reason, loosened in _LOOSENED.items() if loosened(now, then)}
 
 
 def _lowered(*path: str) -> Any:
@@ -52,8 +67,23 @@ def _at(settings: Any, path: tuple[str, ...]) -> Any:
     return settings
 
 
+_READ_THREADS = 16
 _LIMITS = ("image", "limits")
+# A join asks again what these refused wherever the pair passes today's rules.
+_TEXT_RULES = frozenset(
+    {
+        Reason.CAPTION_TOO_SHORT,
+        Reason.CAPTION_TOO_LONG,
+        Reason.CAPTION_REPEATS,
+        Reason.CAPTION_TOO_FREQUENT,
+        Reason.CAPTION_BLOCKED_WORD,
+        Reason.LANGUAGE,
+        Reason.BLOCKED_URL,
+    }
+)
 _LOOSENED = {
+    Reason.INVALID_URL: _raised("judge", "max_url_chars"),
+    Reason.TOO_MANY_REDIRECTS: _raised("fetch", "max_redirects"),
     Reason.FORBIDDEN_ADDRESS: _extended("fetch", "allow_networks"),
     Reason.OPTED_OUT: _shortened("fetch", "opt_out_directives"),
     Reason.ROBOTS_DISALLOWED: _switched_off("fetch", "robots_txt"),

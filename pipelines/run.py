@@ -1,9 +1,12 @@
 """The batches of one refresh: cut into parts, fetched, written and committed in order, within the budget."""
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+import pyarrow.compute as pc
 
 from coca.progress import Progress
 from pipelines.config import BudgetConfig
@@ -30,10 +33,10 @@ class Spent:
     fetch_seconds: float = 0.0
     verdicts: Counter[str] = field(default_factory=Counter)
 
-    def exceeds(self, budget: BudgetConfig, seconds: float) -> bool:
+    def exceeds(self, budget: BudgetConfig) -> bool:
         if budget.max_bytes is not None and self.bytes >= budget.max_bytes:
             return True
-        return budget.max_minutes is not None and seconds >= 60 * budget.max_minutes
+        return budget.max_minutes is not None and self.fetch_seconds >= 60 * budget.max_minutes
 
 
 class RefreshRun:
@@ -44,19 +47,28 @@ class RefreshRun:
         self.job, self.plan, self._lease = job, plan, lease
         self._staging, self._publish = job.staging, job.config.publish
         self.spent = Spent()
-        self.manifests: list[BatchManifest] = []
-        """Of the batches committed so far, in order."""
+        self.manifests: dict[int, BatchManifest] = {}
+        """Batch number -> what was committed of it; a batch of which the budget left all is not there."""
         self.waiting = plan.waiting
         """Rows of the links table that the budget leaves for a later refresh."""
 
     def run(self) -> None:
-        """Fetch and commit every batch of the plan that the budget allows."""
+        """Fetch and commit every batch of the plan that the budget allows.
+
+        Once the budget has ended a refresh it stays ended: a restart publishes what there is.
+        """
         urls = sum(batch.urls for batch in self.plan.batches)
+        ended_before = self._staging.dataset.exists(self._staging.ended_path)
         with Progress("import" if self.job.shards else "fetch", total=urls, unit="links") as progress:
             for stretch in self._stretches():
-                if not self._run_stretch(stretch, progress):
+                self._run_stretch(stretch, progress, fetch=not ended_before)
+                if ended_before:
+                    continue
+                if self.spent.exceeds(self.job.config.budget):
+                    self._staging.dataset.write(self._staging.ended_path, json.dumps(vars(self.spent)).encode())
                     break
-        self.waiting += sum(batch.rows for batch in self.plan.batches[len(self.manifests) :])
+        missing = set(range(len(self.plan.batches))) - self.manifests.keys()
+        self.waiting += sum(self.plan.batches[number].rows for number in missing)
 
     def _stretches(self) -> Iterator[list[BatchParts]]:
         """Batches, cut into parts, as many as one job takes."""
@@ -69,25 +81,16 @@ class RefreshRun:
         if stretch:
             yield stretch
 
-    def _run_stretch(self, stretch: list[BatchParts], progress: Progress) -> bool:
-        """False where the budget has ended the refresh."""
+    def _run_stretch(self, stretch: list[BatchParts], progress: Progress, *, fetch: bool) -> None:
         todo = {cut.batch: self._open_parts(cut, progress) for cut in stretch}
-        waiting = [(batch, part) for batch, parts in todo.items() for part in sorted(parts)]
-        uncommitted = iter(stretch)
-        cut = next(uncommitted)
+        waiting = [(batch, part) for batch, parts in todo.items() for part in sorted(parts)] if fetch else []
+        uncommitted = list(stretch)
         for batch, part in self._fetch(waiting, progress):
             todo[batch].discard(part)
-            while not todo[cut.batch] and cut is not stretch[-1]:
-                self._commit(cut, set())
-                cut = next(uncommitted)
-        for last in [cut, *uncommitted]:
-            left = todo[last.batch]
-            if left == set(range(len(last.urls))) and left:
-                return False
-            self._commit(last, left)
-            if left:
-                return False
-        return not self.spent.exceeds(self.job.config.budget, self.spent.fetch_seconds)
+            while len(uncommitted) > 1 and not todo[uncommitted[0].batch]:
+                self._commit(uncommitted.pop(0))
+        for cut in uncommitted:
+            self._commit(cut)
 
     def _open_parts(self, cut: BatchParts, progress: Progress) -> set[int]:
         """Parts of a batch that are not staged yet; what is staged counts as spent."""
@@ -99,7 +102,7 @@ class RefreshRun:
         done = self._staging.parts_done(cut.batch)
         for part in done:
             outcomes = self._staging.read_table(self._staging.outcome_path(cut.batch, part), OUTCOMES)
-            self.spent.bytes += sum(outcomes["bytes"].to_pylist())
+            self.spent.bytes += pc.sum(outcomes["bytes"]).as_py()
             progress.advance(cut.urls[part])
         return set(range(len(cut.urls))) - done
 
@@ -107,7 +110,7 @@ class RefreshRun:
         """Run parts, and name each as it is done, until the budget ends it."""
         spent, budget = self.spent, self.job.config.budget
         started_s, before_s = time.monotonic(), self.spent.fetch_seconds
-        if not waiting or spent.exceeds(budget, before_s):
+        if not waiting or spent.exceeds(budget):
             return
         reports = run_parts(waiting, self.job)
         try:
@@ -119,25 +122,29 @@ class RefreshRun:
                 spent.fetch_seconds = before_s + time.monotonic() - started_s
                 progress.advance(report.urls, note=_describe(spent))
                 yield report.batch, report.part
-                if spent.exceeds(budget, spent.fetch_seconds):
+                if spent.exceeds(budget):
                     return
         finally:
             reports.close()
 
-    def _commit(self, cut: BatchParts, left: set[int]) -> None:
-        """Commit a batch but for the parts that are left for a later refresh."""
+    def _commit(self, cut: BatchParts) -> None:
+        """Commit the parts of a batch that are done; the others are left for a later refresh."""
         staging = self._staging
-        parts = [part for part in range(len(cut.urls)) if part not in left]
-        refused = refused_outcomes(read_part(staging, cut.batch, len(cut.urls)))
-        counts = Counter(verdict_counts(refused))
-        for part in parts:
-            counts += verdict_counts(staging.read_table(staging.outcome_path(cut.batch, part), OUTCOMES))
-        manifest = write_batch(staging, cut.batch, parts, refused, dict(counts))
+        manifest = read_manifest(staging, cut.batch)
+        if manifest is None:
+            done = sorted(staging.parts_done(cut.batch))
+            if cut.urls and not done:
+                return
+            refused = refused_outcomes(read_part(staging, cut.batch, len(cut.urls)))
+            counts = Counter(verdict_counts(refused))
+            for part in done:
+                counts.update(verdict_counts(staging.read_table(staging.outcome_path(cut.batch, part), OUTCOMES)))
+            manifest = write_batch(staging, cut.batch, done, refused, dict(counts))
         commit_batch(staging, cut.batch, manifest, self._lease)
-        self.manifests.append(manifest)
+        self.manifests[cut.batch] = manifest
         self.spent.requests += manifest.requests
-        dropped = [read_part(staging, cut.batch, part) for part in range(len(cut.urls)) if part not in manifest.parts]
-        self.waiting += cut.waiting + sum(sum(table["rows"].to_pylist()) for table in dropped)
+        left = (part for part in range(len(cut.urls)) if part not in manifest.parts)
+        self.waiting += cut.waiting + sum(pc.sum(read_part(staging, cut.batch, part)["rows"]).as_py() for part in left)
 
 
 def _describe(spent: Spent) -> str:

@@ -24,6 +24,11 @@ class Staging:
     def plan_path(self) -> str:
         return f"{self.folder}/plan.json"
 
+    @property
+    def ended_path(self) -> str:
+        """There once a budget has ended the fetching."""
+        return f"{self.folder}/ended.json"
+
     def due_path(self, shard: int, chunk: int) -> str:
         """Due pairs of one stretch of a shard."""
         return f"{self.folder}/due/s{shard:03d}-{chunk:04d}.parquet"

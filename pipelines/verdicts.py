@@ -1,6 +1,6 @@
 """The verdict on each pair of a url, from how its fetch ended."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from coca.contract import Reason, State
@@ -10,22 +10,36 @@ from pipelines.ledger import next_check, state_of
 from pipelines.outcomes import IMAGE_KEYS
 from pipelines.prepare import Prepared
 
+_CARRIED = ("sample_id", "url", "caption", "language", "rows", "standing_rows", "standing_reason", "url_stored")
+
 
 def outcome_rows(
-    pairs: list[dict[str, Any]], fetched: Fetched[Prepared], event_at: datetime, recheck: RecheckConfig
+    pairs: list[dict[str, Any]],
+    fetched: Fetched[Prepared],
+    now: datetime,
+    recheck: RecheckConfig,
+    *,
+    fetched_at: datetime | None = None,
 ) -> list[dict[str, Any]]:
-    """The outcomes of all pairs of one url (rows of ``plan.PLAN``), without tokens."""
+    """The outcomes of all pairs of one url (rows of ``plan.PLAN``), without tokens.
+
+    Args:
+        fetched_at: when the bytes came, ``now`` by default.
+    """
     rows = []
     for place, pair in enumerate(pairs):
         verdict = _recheck_verdict(pair, fetched) if pair["stored"] else _first_verdict(fetched)
-        state, wait_s = State(verdict["state"]), fetched.retry_after_s
+        # An event is later than the pair's last one, though a clock may have gone back.
+        event_at = now if pair["known_at"] is None else max(now, pair["known_at"] + timedelta(microseconds=1))
+        state, since = State(verdict["state"]), fetched_at or event_at
         rows.append(
             {
-                **{name: pair[name] for name in ("sample_id", "url", "caption", "language", "rows")},
+                **{name: pair[name] for name in _CARRIED},
                 "status": fetched.status,
                 "attempts": fetched.requests,
                 "event_at": event_at,
-                "next_check_at": next_check(state, event_at, pair["failures"], recheck, wait_s),
+                "fetched_at": since,
+                "next_check_at": next_check(state, since, pair["failures"], recheck, fetched.retry_after_s),
                 "requests": 0 if place else fetched.requests,
                 "bytes": 0 if place else fetched.bytes,
                 **verdict,
@@ -57,8 +71,9 @@ def _recheck_verdict(pair: dict[str, Any], fetched: Fetched[Prepared]) -> dict[s
     return {
         "state": state.value,
         "reason": fetched.reason.value if fetched.reason and opted_out else pair["standing_reason"],
-        "etag": fetched.etag or pair["etag"],
-        "last_modified": fetched.last_modified or pair["last_modified"],
+        # Validators belong to the bytes that are stored, not to whatever a server answers with now.
+        "etag": (fetched.etag if state is State.OK else None) or pair["etag"],
+        "last_modified": (fetched.last_modified if state is State.OK else None) or pair["last_modified"],
         "source_sha256": pair["source_sha256"],
         "stored": True,
         "admitted": False,

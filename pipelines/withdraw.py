@@ -129,7 +129,7 @@ def find_stored(
         rows = found.num_rows
         found = _scan(store, paths, {name: pc.unique(found[name]) for name in ("source_sha256", "sha256")})
     now = pa.scalar(datetime.now(UTC), WITHDRAWN.field("withdrawn_at").type)
-    found = found.drop_columns("sha256").append_column("reason", pa.repeat(pa.scalar(reason), found.num_rows))
+    found = found.append_column("reason", pa.repeat(pa.scalar(reason), found.num_rows))
     return found.append_column("withdrawn_at", pa.repeat(now, found.num_rows)).select(WITHDRAWN.names).cast(WITHDRAWN)
 
 

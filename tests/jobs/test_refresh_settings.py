@@ -26,7 +26,7 @@ def test_a_preset_may_be_named_in_the_file_and_the_flag_wins(tmp_path: Path) -> 
     file.write_text("preset: coyo\n")
     assert resolve_refresh(None, file, []) == resolve_refresh("coyo", None, [])
     assert resolve_refresh("align", file, []) == resolve_refresh("align", None, [])
-    with pytest.raises(BadInput, match="no preset 'cojo'.*Did you mean 'coyo'"):
+    with pytest.raises(BadInput, match=r"no preset 'cojo'.*Did you mean 'coyo'"):
         resolve_refresh("cojo", None, [])
 
 

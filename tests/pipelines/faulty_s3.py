@@ -1,7 +1,7 @@
 """A proxy before an S3 server that answers 503, late, short or not at all; a process of its own.
 
-Started by :func:`faulty_s3` as ``python -m tests.pipelines.faulty_s3 BACKEND SEED``. What befalls a request follows from
-the seed, its line and how often that line has come before, not from the order in which several clients come.
+Started by :func:`faulty_s3` as ``python -m tests.pipelines.faulty_s3 BACKEND SEED``. What befalls a request follows
+from the seed, its line and how often that line has come before, not from the order in which several clients come.
 """
 
 import asyncio

@@ -1,6 +1,7 @@
 """Killing a refresh: its command in a process of its own, the processes around it, a reader, and what to compare."""
 
 import hashlib
+import itertools
 import os
 import random
 import signal
@@ -29,7 +30,7 @@ LOADED_MACHINE_S = 240
 SLOW = {
     "allow_networks": ["127.0.0.0/8"],
     "connections_per_domain": 2,
-    "workers": 1,
+    "workers": 2,
     "decode_processes": 1,
     "retries": 1,
     "backoff_s": 0.01,
@@ -252,3 +253,45 @@ class Reader:
                 self.failures.append(f"version {dataset.record.version} has a sample twice")
             if self.rows.setdefault(dataset.record.version, rows) != rows:
                 self.failures.append(f"version {dataset.record.version} has changed")
+
+
+KILLS = 15
+ROUNDS = [
+    ["driver", "actor", "driver"],
+    ["decoder", "driver", "leases"],
+    ["actor", "decoder", "actor"],
+    ["driver", "driver", "driver"],
+    ["leases", "actor", "driver"],
+    ["decoder", "leases", "driver", "actor"],
+]
+
+
+def soak(
+    build: Callable[..., RefreshConfig], web: Any, pages: Any, root: str, address: str, folder: Path, capsys: Any
+) -> None:
+    """Every round a copy of a published dataset, refreshed under kills and read all the while."""
+    web.pages["/base"] = pages.image("base")
+    base = build([("/base", "in the first version")], to=f"{root}-base", fetch=SLOW)
+    assert Command(base, folder, RAY_ADDRESS=address).run().returncode == 0
+    pairs = links(web, pages, 90, delay_s=0.2)
+    config = build(pairs, to=f"{root}-undisturbed", publish={"links_per_part": 10, "links_per_batch": 30}, fetch=SLOW)
+    copy_dataset(base.to, config.to)
+    started_s = time.monotonic()
+    assert Command(config, folder, RAY_ADDRESS=address).run().returncode == 0
+    lasts_s = time.monotonic() - started_s
+    expected = published(config.to)
+    chaos, rounds_read = Chaos(Cluster(address), random.Random(7)), 0
+    for number, targets in enumerate(itertools.islice(itertools.cycle(ROUNDS), 3 * len(ROUNDS))):
+        if number >= len(ROUNDS) and chaos.kills.total() >= KILLS:
+            break
+        again = config.model_copy(update={"to": f"{root}-{number}"})
+        copy_dataset(base.to, again.to)
+        with Reader(again.to) as reader:
+            chaos.run(Command(again, folder, RAY_ADDRESS=address), targets, lasts_s)
+        assert published(again.to) == expected, f"round {number}: {targets}"
+        assert (reader.failures, sorted(reader.rows)) == ([], [1, 2])
+        rounds_read += reader.rounds
+    with capsys.disabled():
+        print(f"\n{root}: {dict(chaos.kills)}, {chaos.kills.total()} kills; read whole {rounds_read} times", end=" ")
+    assert chaos.kills.total() >= KILLS
+    assert {"driver", "actor", "decoder", "leases"} == chaos.kills.keys()

@@ -87,3 +87,31 @@ def test_a_folder_without_shards_is_refused_before_anything_is_made(refresh_conf
     with pytest.raises(BadInput):
         import_dataset(config, str(tmp_path / "empty"))
     assert not Path(config.to).exists()
+
+
+def test_shards_that_change_after_a_kill_are_another_import(
+    refresh_config: Build, without_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet as pq
+
+    from pipelines import refresh as refresh_module
+
+    source = tmp_path / "shards"
+    shutil.copytree(SHARDS / "parquet", source)
+    config = refresh_config([], image={"limits": {"min_side": 1}})
+    expected = refresh_config([], to=f"{config.to}-expected", image={"limits": {"min_side": 1}})
+    import_dataset(expected, str(source))
+    write_plan = refresh_module.write_plan
+
+    def killed(*arguments: Any) -> None:
+        write_plan(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(refresh_module, "write_plan", killed)
+        import_dataset(config, str(source))
+    for path in source.glob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.take(list(range(table.num_rows - 1, -1, -1))), path)
+    import_dataset(config, str(source))
+    assert samples(config.to) == samples(expected.to)

@@ -86,18 +86,19 @@ def test_a_looser_text_rule_opens_a_pair_again_and_a_tighter_one_closes_none() -
         ("http://a/2", "b", State.OK, {"stored": True}),
     )
     refused_now = ("http://a/2", "b", Reason.CAPTION_TOO_SHORT)
-    due, counts = find_due(links(("http://a/1", "a", None), refused_now), latest, settings())
+    text = settings(reopened={"": frozenset({Reason.CAPTION_TOO_SHORT})})
+    due, counts = find_due(links(("http://a/1", "a", None), refused_now), latest, text)
     assert due["url"].to_pylist() == ["http://a/1"]
     assert counts == {"": 1}
     still_short = links(("http://a/1", "a", Reason.CAPTION_TOO_SHORT))
-    assert find_due(still_short, latest, settings())[1] == {"caption_too_short": 1}
+    assert find_due(still_short, latest, text)[1] == {"caption_too_short": 1}
 
 
 def test_reopened_reasons_are_due() -> None:
     latest = known(("http://a/1", "a", State.BLOCKED, {"reason": Reason.FORBIDDEN_ADDRESS}))
     table = links(("http://a/1", "a", None))
     assert find_due(table, latest, settings())[0].num_rows == 0
-    reopened = settings(reopened=frozenset({Reason.FORBIDDEN_ADDRESS}))
+    reopened = settings(reopened={"": frozenset({Reason.FORBIDDEN_ADDRESS})})
     assert find_due(table, latest, reopened)[0].num_rows == 1
 
 
@@ -118,13 +119,47 @@ def test_the_stored_links_with_the_oldest_answers_are_asked_again() -> None:
     rows = {(row["url"], row["caption"]): row for row in due.to_pylist()}
     assert rows.keys() == {("http://a/2", "a"), ("http://a/2", "b"), ("http://a/4", "a")}
     assert all(row["stored"] and row["etag"] and row["source_sha256"] for row in rows.values())
-    assert [rows["http://a/2", c]["rows"] for c in "ab"] == [1, 0]
+    assert [(rows["http://a/2", c]["rows"], rows["http://a/2", c]["standing_rows"]) for c in "ab"] == [(0, 1), (0, 0)]
     assert rows["http://a/2", "b"]["standing_reason"] == Reason.NEAR_DUPLICATE
-    assert counts == {}
+    assert counts == {"": 1}
     assert find_due(links(), latest, settings())[0].num_rows == 0
 
 
-def withdrawn(url: str, key: str | None) -> Withdrawn:
+def test_a_stored_link_whose_failure_is_due_is_asked_again_too() -> None:
+    due_at, later = NOW - timedelta(seconds=1), NOW + timedelta(days=1)
+    latest = known(
+        ("http://a/1", "a", State.TRANSIENT, {"stored": True, "next_check_at": due_at}),
+        ("http://a/2", "a", State.DEAD, {"stored": True, "next_check_at": later}),
+    )
+    due, _ = find_due(links(), latest, settings(rechecks_per_shard=5))
+    assert due["url"].to_pylist() == ["http://a/1"]
+
+
+def test_repeats_of_a_pair_that_stands_are_repeats_also_where_rules_refuse_it_now() -> None:
+    latest = known(("http://a/1", "a", State.OK, {"stored": True}))
+    row = ("http://a/1", "a", Reason.CAPTION_TOO_SHORT)
+    assert find_due(links(row, row, row), latest, settings())[1] == {"": 1, "duplicate_pair": 2}
+
+
+def test_an_import_takes_no_caption_of_a_url_that_has_opted_out() -> None:
+    latest = known(("http://a/1", "a", State.OPTED_OUT, {"reason": Reason.OPTED_OUT}))
+    table = links(("http://a/1", "another", None), ("http://a/2", "a", None))
+    due, _ = find_due(table, latest, settings(asks=False))
+    reasons = dict(zip(due["url"].to_pylist(), due["reason"].to_pylist(), strict=True))
+    assert reasons == {"http://a/1": Reason.OPTED_OUT, "http://a/2": None}
+    assert find_due(table, latest, settings())[0]["reason"].to_pylist() == [None, None]
+
+
+def test_a_new_caption_knows_that_its_url_is_stored() -> None:
+    latest = known(("http://a/1", "a", State.OK, {"stored": True}))
+    due, _ = find_due(links(("http://a/1", "b", None), ("http://a/2", "b", None)), latest, settings())
+    assert dict(zip(due["url"].to_pylist(), due["url_stored"].to_pylist(), strict=True)) == {
+        "http://a/1": True,
+        "http://a/2": False,
+    }
+
+
+def withdrawn(url: str | None, key: str | None) -> Withdrawn:
     row = {"url": url, "sample_id": key, "reason": "opted_out", "withdrawn_at": NOW}
     return Withdrawn(pa.Table.from_pylist([row], schema=WITHDRAWN))
 
@@ -140,6 +175,15 @@ def test_a_withdrawn_url_is_not_asked_and_its_stored_pair_is_no_sample() -> None
         ("a", None),
     }
     assert counts == {"withdrawn": 1}
+
+
+def test_a_pair_withdrawn_by_its_id_is_not_asked_before_it_was_ever_stored() -> None:
+    gone = settings(withdrawn=withdrawn(None, sample_id("http://a/1", "a")))
+    due, _ = find_due(links(("http://a/1", "a", None), ("http://a/1", "b", None)), NOTHING_KNOWN, gone)
+    assert dict(zip(due["caption"].to_pylist(), due["reason"].to_pylist(), strict=True)) == {
+        "a": "withdrawn",
+        "b": None,
+    }
 
 
 def test_captions_that_are_too_frequent_are_refused() -> None:

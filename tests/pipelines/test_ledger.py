@@ -70,6 +70,7 @@ def test_every_reason_has_its_state() -> None:
         (State.TRANSIENT, 4, None, 960),
         (State.TRANSIENT, 500, None, 10_000),
         (State.TRANSIENT, 500, 20_000, 20_000),
+        (State.TRANSIENT, 0, 1e18, 366 * 86400),
         (State.DEAD, 0, None, 600),
         (State.DEAD, 2, None, 2400),
     ],
@@ -86,7 +87,7 @@ def test_the_longest_wait_never_shortens_the_first() -> None:
     assert next_check(State.DEAD, NOW, 3, recheck, None) == NOW + timedelta(seconds=500)
 
 
-def test_the_latest_event_counts_and_failures_are_counted() -> None:
+def test_the_latest_event_counts_and_failures_in_a_row_are_counted() -> None:
     table = events(
         ("b", State.OK, 5, None),
         ("a", State.TRANSIENT, 1, 9),
@@ -94,12 +95,17 @@ def test_the_latest_event_counts_and_failures_are_counted() -> None:
         ("a", State.OK, 4, None),
         ("b", State.DEAD, 4, 0),
         ("c", State.TRANSIENT, 4, 5),
+        ("d", State.TRANSIENT, 1, 2),
+        ("d", State.OK, 2, None),
+        ("d", State.DEAD, 3, 4),
+        ("d", State.TRANSIENT, 5, 6),
     )
     latest = latest_events(table).to_pylist()
     assert [(row["sample_id"], row["state"], row["failures"]) for row in latest] == [
-        ("a", "ok", 2),
-        ("b", "ok", 1),
+        ("a", "ok", 0),
+        ("b", "ok", 0),
         ("c", "transient", 1),
+        ("d", "transient", 2),
     ]
     assert latest_events(table.slice(0, 0)).num_rows == 0
     assert latest_events(table.slice(0, 0)).schema.names == latest_events(table).schema.names
@@ -114,7 +120,7 @@ def test_events_of_contract_1_are_stored_where_they_are_ok() -> None:
     ("state", "check", "due"),
     [
         (State.OK, None, False),
-        (State.DEAD, None, False),
+        (State.DEAD, None, True),  # as contract 1 left them
         (State.TRANSIENT, 1, False),
         (State.TRANSIENT, 0, True),
         (State.TRANSIENT, -1, True),
@@ -123,16 +129,23 @@ def test_events_of_contract_1_are_stored_where_they_are_ok() -> None:
     ],
 )
 def test_what_is_due(state: State, check: int | None, due: bool) -> None:
-    assert due_mask(latest_events(events(("a", state, -5, check))), NOW).to_pylist() == [due]
+    assert due_mask(latest_events(events(("a", state, -5, check))), NOW, {}).to_pylist() == [due]
 
 
 def test_reasons_that_looser_settings_made_void_are_due_unless_the_pair_is_stored() -> None:
-    latest = latest_events(events(*((key, State.REJECTED, 0, None) for key in "abc")))
-    reasons = pa.array([Reason.IMAGE_TOO_SMALL, Reason.ASPECT_RATIO, Reason.IMAGE_TOO_SMALL], pa.string())
-    latest = latest.set_column(latest.schema.get_field_index("reason"), "reason", reasons)
-    stored = pa.array([False, False, True])
-    latest = latest.set_column(latest.schema.get_field_index("stored"), "stored", stored)
-    assert due_mask(latest, NOW, frozenset({Reason.IMAGE_TOO_SMALL})).to_pylist() == [True, False, False]
+    latest = latest_events(events(*((key, State.REJECTED, 0, None) for key in "abcde")))
+    small, long = Reason.IMAGE_TOO_SMALL.value, Reason.ASPECT_RATIO.value
+    columns = {
+        "reason": pa.array([small, long, small, small, small], pa.string()),
+        "stored": pa.array([False, False, True, False, False]),
+        "refresh_id": pa.array(["first", "first", "first", "second", "forgotten"]),
+    }
+    for name, column in columns.items():
+        latest = latest.set_column(latest.schema.get_field_index(name), name, column)
+    void = frozenset({Reason.IMAGE_TOO_SMALL})
+    reopened = {"first": void, "second": frozenset[Reason](), "": void}
+    assert due_mask(latest, NOW, reopened).to_pylist() == [True, False, False, False, True]
+    assert not any(due_mask(latest, NOW, {}).to_pylist())
 
 
 def test_a_ledger_reads_the_buckets_that_are_asked(tmp_path: Path) -> None:

@@ -167,7 +167,9 @@ def test_the_name_of_a_refresh_follows_what_decides_its_rows(tmp_path: Path) -> 
         refresh_id(intake(), config, "tokenizer", 4),
         refresh_id(intake(), config, "tokenizer", None),
     }
-    assert len(others | {name}) == 8
+    others.add(refresh_id(intake(), config, "tokenizer", 3, pieces="shards"))
+    others.add(refresh_id(intake(), RefreshConfig(links=LinksConfig(extra_columns=("a",))), "tokenizer", 3))
+    assert len(others | {name}) == 10
 
 
 @pytest.mark.parametrize("links_per_part", [1, 3, 1000])

@@ -139,6 +139,92 @@ def test_a_budget_of_bytes_ends_between_parts(web: Any, pages: Any, refresh_conf
     assert sum(web.requests.values()) == 20
 
 
+def test_a_refresh_that_its_budget_ended_is_only_published_after_a_kill(
+    web: Any, pages: Any, refresh_config: Build, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines import finish
+
+    links = pairs(web, pages, *map(str, range(20)))
+    publish = {"links_per_part": 4, "links_per_batch": 8}
+    config = refresh_config(links, budget={"max_bytes": 1}, publish=publish)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(finish, "publish_version", killed)
+        refresh(config)
+    asked = sum(web.requests.values())
+    result = refresh(config)
+    assert sum(web.requests.values()) == asked
+    assert 0 < result.samples <= 4
+    assert result.samples + result.rejected["waiting"] == 20
+    check_whole(config.to)
+
+
+def test_what_is_withdrawn_between_a_kill_and_the_restart_is_not_asked(
+    web: Any, pages: Any, refresh_config: Build, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines import refresh as refresh_module
+    from pipelines.withdraw import withdraw
+
+    refresh(refresh_config(pairs(web, pages, "before")))
+    links = pairs(web, pages, "before", "a", "b", "c")
+    config = refresh_config(links)
+    write_plan = refresh_module.write_plan
+
+    def killed(*arguments: Any) -> None:
+        write_plan(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(refresh_module, "write_plan", killed)
+        refresh(config)
+    withdraw(config.to, urls=[f"{web.url}/a"], reason="takedown")
+    result = refresh(config)
+    assert web.requests["/a"] == 0
+    assert (result.samples, result.rejected) == (3, {"withdrawn": 1})
+    assert captions(config.to) == {"picture before", "picture b", "picture c"}
+    check_whole(config.to)
+
+
+def test_an_opt_out_met_under_a_new_caption_withdraws_the_stored_pair(
+    web: Any, pages: Any, refresh_config: Build, without_ray: None
+) -> None:
+    links = pairs(web, pages, "a", "b")
+    refresh(refresh_config(links))
+    web.pages["/a"] = pages.image("a", "X-Robots-Tag: noai")
+    config = refresh_config([*links, ("/a", "another caption")])
+    assert refresh(config).withdrawn == 1
+    assert captions(config.to) == {"picture b"}
+
+
+def test_loosened_rules_reopen_links_over_several_refreshes(
+    web: Any, pages: Any, refresh_config: Build, without_ray: None
+) -> None:
+    for number in range(4):
+        web.pages[f"/{number}"] = pages.image(str(number), size=(40, 40))
+    links: list[tuple[str | None, str | None]] = [(f"/{number}", f"picture {number}") for number in range(4)]
+    strict = {"limits": {"min_side": 50, "max_bytes": 100_000}}
+    assert refresh(refresh_config(links, image=strict)).rejected == {"image_too_small": 4}
+    seen = []
+    for _ in range(5):
+        result = refresh(refresh_config(links, budget={"max_links": 1}))
+        seen.append((result.samples, result.changed))
+    assert seen == [(1, True), (2, True), (3, True), (4, True), (4, False)]
+
+
+def test_a_server_s_absurd_retry_after_ends_nothing(
+    web: Any, pages: Any, refresh_config: Build, without_ray: None
+) -> None:
+    links = pairs(web, pages, "a")
+    for name, value in (("b", "9" * 18), ("c", "4" * 12), ("d", "-1"), ("e", "nan")):
+        web.pages[f"/{name}"] = pages.answer(503, b"", f"Retry-After: {value}")
+        links.append((f"/{name}", f"picture {name}"))
+    result = refresh(refresh_config(links))
+    assert (result.samples, result.rejected) == (1, {"server_error": 4})
+
+
 def test_a_refresh_goes_on_with_the_dataset_s_own_selection(
     web: Any, pages: Any, refresh_config: Build, without_ray: None
 ) -> None:

@@ -1,5 +1,6 @@
 """The same on S3, undisturbed and faulty: 503, late, cut short, and without an answer to what was done."""
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +17,7 @@ from pipelines.link_files import open_table as open_links
 from pipelines.refresh import refresh
 from pipelines.tables import DataFile, commit_files, create_tables, open_table, replace_bucket, table_files
 from tests.pipelines.faulty_s3 import Faults, FaultyS3, faulty_s3
-from tests.pipelines.killing import SLOW, Command, Reader, copy_dataset, links, published, wait_until
-from tests.pipelines.test_resume import soak
+from tests.pipelines.killing import SLOW, Command, Reader, copy_dataset, links, published, soak, wait_until
 
 Build = Callable[..., RefreshConfig]
 KINDS = ["slow_down", "late_error", "lost", "cut", "slow"]
@@ -35,12 +35,22 @@ def one_kind(kind: str, rate: float) -> Faults:
     return Faults(**{kind: rate, "slow_s": 0.05})
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["lost", "cut"])
 def test_files_under_faults(s3: str, proxy: FaultyS3, kind: str) -> None:
-    store = Store(f"{s3}/d")
+    check_files(f"{s3}/d", proxy, kind, rounds=1)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_files_under_faults(s3: str, proxy: FaultyS3, kind: str) -> None:
+    check_files(f"{s3}/d", proxy, kind, rounds=12)
+
+
+def check_files(uri: str, proxy: FaultyS3, kind: str, rounds: int) -> None:
+    store = Store(uri)
     large = bytes(range(256)) * 400
-    proxy.set(one_kind(kind, 0.15))
-    for number in range(2):
+    proxy.set(one_kind(kind, 0.25))
+    for number in range(rounds):
         path = f"a/{number}"
         store.write(path, large)
         assert (store.read(path), store.size(path), store.exists(path)) == (large, len(large), True)
@@ -54,7 +64,7 @@ def test_files_under_faults(s3: str, proxy: FaultyS3, kind: str) -> None:
         assert not store.exists(path)
         with pytest.raises(FileNotFoundError):
             store.read(path)
-    assert proxy.counts()[kind] > 2
+    assert proxy.counts()[kind] > rounds
 
 
 def test_the_answer_to_a_conditional_write_is_lost(s3: str, proxy: FaultyS3) -> None:
@@ -66,12 +76,40 @@ def test_the_answer_to_a_conditional_write_is_lost(s3: str, proxy: FaultyS3) -> 
         assert proxy.counts()[kind] > 1
 
 
+def test_a_write_that_was_long_under_way_does_not_land_on_a_later_one(s3: str, tmp_path: Path) -> None:
+    """Its check passed, then another took the dataset over and wrote the same file."""
+    for store, lands in ((Store(s3), False), (Store(tmp_path), True)):
+        epochs = iter([1, 2])
+
+        def check(store: Store = store, epochs: Iterator[int] = epochs) -> None:
+            if next(epochs) == 2:
+                raise RunFailed("taken over")
+            store.write("samples/a", b"the holder's")
+
+        with pytest.raises(RunFailed, match="taken over") if not lands else contextlib.nullcontext():
+            store.write_checked("samples/a", b"a late one", check)
+        # On disk a name is given in an instant: there is nothing between.
+        assert store.read("samples/a") == (b"a late one" if lands else b"the holder's")
+        store.write_checked("samples/a", b"the holder's second", lambda: None)
+        assert store.read("samples/a") == b"the holder's second"
+
+
+@pytest.mark.parametrize("kind", ["late_error", "lost"])
+def test_the_answer_to_a_checked_write_is_lost(s3: str, proxy: FaultyS3, kind: str) -> None:
+    store = Store(s3)
+    proxy.set(one_kind(kind, 0.6), only="^PUT ")
+    for number in range(3):
+        store.write_checked("a", f"{number}".encode(), lambda: None)
+        assert store.read("a") == f"{number}".encode()
+    assert proxy.counts()[kind]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_commit_is_made_once(s3: str, proxy: FaultyS3, kind: str) -> None:
     store = Store(f"{s3}/d")
     create_tables(store)
     proxy.set(one_kind(kind, 0.5), only="^PUT .*/_delta_log/")
-    for batch in range(4):
+    for batch in range(3):
         files = [DataFile(path=f"f{batch}.parquet", size=3, rows=2)]
         store.write(f"samples/f{batch}.parquet", b"abc")
         commit_files(store, "samples", files, "r", batch)
@@ -79,8 +117,8 @@ def test_a_commit_is_made_once(s3: str, proxy: FaultyS3, kind: str) -> None:
     assert proxy.counts()[kind]
     proxy.set(Faults())
     table = open_table(store, "samples")
-    assert (table.version(), table.transaction_version("r")) == (4, 3)
-    assert table_files(table) == {f"f{batch}.parquet": 2 for batch in range(4)}
+    assert (table.version(), table.transaction_version("r")) == (3, 2)
+    assert table_files(table) == {f"f{batch}.parquet": 2 for batch in range(3)}
 
 
 class Untaken:
@@ -108,24 +146,26 @@ def test_links_are_read_whole_or_not_at_all(s3: str, proxy: FaultyS3) -> None:
     text = "url,caption\n" + "".join(f"http://example.com/{number},a picture\n" for number in range(5000))
     Store(s3).write("links.csv", text.encode())
     proxy.set(one_kind("cut", 0.4), only="links.csv")
-    for _ in range(5):
+    for _ in range(3):
         with open_links(f"{s3}/links.csv", 1) as source:
             assert source.read() == text.encode()
-    assert proxy.counts()["cut"] > 1
+    assert proxy.counts()["cut"]
 
 
 @pytest.fixture
 def undisturbed(web: Any, pages: Any, refresh_config: Build, without_ray: None) -> tuple[RefreshConfig, Any]:
     """A config for S3, and what a refresh by it publishes, as on local disk."""
     pairs = links(web, pages, 5)
-    config = refresh_config(pairs, publish={"links_per_part": 4, "links_per_batch": 8, "lease_s": 60.0})
+    config = refresh_config(
+        pairs, publish={"links_per_part": 4, "links_per_batch": 8, "lease_s": 60.0}, fetch={"timeout_s": 20.0}
+    )
     refresh(config)
     return config, published(config.to)
 
 
 def test_a_refresh_under_faults(s3: str, proxy: FaultyS3, undisturbed: tuple[RefreshConfig, Any]) -> None:
     config, expected = undisturbed
-    proxy.set(Faults.all(0.06))
+    proxy.set(Faults.all(0.04))
     config = config.model_copy(update={"to": f"{s3}/dataset"})
     result = refresh(config)
     assert refresh(config).changed is False
@@ -133,7 +173,7 @@ def test_a_refresh_under_faults(s3: str, proxy: FaultyS3, undisturbed: tuple[Ref
     proxy.set(Faults())
     assert published(config.to) == expected
     assert result.links == 9
-    assert injected.total() - injected[""] > 10
+    assert injected.total() - injected[""] > 5
 
 
 def test_where_s3_stays_away_the_command_says_so_and_goes_on_later(

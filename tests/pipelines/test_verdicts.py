@@ -20,6 +20,7 @@ OTHER = Prepared("b" * 64, stored=IMAGE)
 
 def pair(caption: str = "a", **more: Any) -> dict[str, Any]:
     base = {"sample_id": caption * 32, "url": "http://a/", "caption": caption, "language": None, "rows": 1}
+    base |= {"standing_rows": 0, "url_stored": False, "known_at": None}
     fresh = {"stored": False, "failures": 0, "standing_reason": None, "etag": None, "last_modified": None}
     return {**base, **fresh, "source_sha256": None, **more}
 
@@ -82,6 +83,26 @@ def test_a_stored_pair_stays_what_it_was(fetched: Fetched[Prepared], state: Stat
 def test_an_opt_out_of_a_stored_pair_is_its_verdict() -> None:
     row = one(stored(), Fetched(reason=Reason.OPTED_OUT, status=200))
     assert (row["state"], row["reason"], row["stored"]) == (State.OPTED_OUT, Reason.OPTED_OUT, True)
+
+
+def test_an_event_is_later_than_the_last_one_whatever_the_clock_says() -> None:
+    ahead = NOW + timedelta(days=1)
+    row = one(pair(known_at=ahead), Fetched(result=ADMITTED))
+    assert row["event_at"] == row["fetched_at"] == ahead + timedelta(microseconds=1)
+
+
+def test_bytes_that_came_long_ago_keep_their_time_and_failures_are_due_by_it() -> None:
+    then = NOW - timedelta(days=30)
+    [row] = outcome_rows([pair()], Fetched(reason=Reason.TIMEOUT), NOW, RECHECK, fetched_at=then)
+    assert (row["event_at"], row["fetched_at"]) == (NOW, then)
+    assert row["next_check_at"] == then + timedelta(seconds=60)
+
+
+def test_the_validators_of_other_bytes_are_not_kept() -> None:
+    row = one(stored(), Fetched(result=OTHER, status=200, etag='"other"', last_modified="now"))
+    assert (row["state"], row["etag"], row["last_modified"]) == (State.CHANGED, '"old"', "then")
+    row = one(stored(), Fetched(result=ADMITTED, status=200, etag='"new"'))
+    assert (row["state"], row["etag"]) == (State.OK, '"new"')
 
 
 def test_a_new_caption_of_a_known_url_is_admitted_beside_the_stored_one() -> None:
