@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import math
 import pickle
 import threading
 import traceback
@@ -24,16 +23,17 @@ from coca.withdrawn import Withdrawn
 from pipelines.admission import Admission
 from pipelines.config import RefreshConfig
 from pipelines.fetch import Fetched, Validators, create_fetcher
-from pipelines.fetch_config import FetchConfig
 from pipelines.import_shards import Shard, import_reason, read_shard, restore_source
 from pipelines.lease import list_epochs
 from pipelines.metrics import FetchMetrics
+from pipelines.open_links import OpenLinks
 from pipelines.outcomes import OUTCOMES
 from pipelines.part_files import Taken, write_part
 from pipelines.plan import read_part
 from pipelines.rate_leases import LeaseClient, start_rate_leases
 from pipelines.ray_data import quiet_ray_data
 from pipelines.staging import Staging
+from pipelines.worker_plan import plan_workers
 
 # Parts of a worker that may wait for their last slow hosts while it fetches the next.
 PARTS_AT_ONCE = 16
@@ -226,25 +226,6 @@ def read_report(row: dict[str, Any]) -> PartDone:
     return PartDone(**{**values, "verdicts": Counter(json.loads(row["verdicts"]))})
 
 
-class OpenLinks:
-    """Lets parts in, in the order of their coming, while fewer than ``limit`` links of a worker are under way."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._open = limit, 0
-        self._turn, self._left = asyncio.Lock(), asyncio.Event()
-
-    async def enter(self, links: int) -> None:
-        async with self._turn:
-            while self._open >= self._limit:
-                self._left.clear()
-                await self._left.wait()
-            self._open += links
-
-    def leave(self) -> None:
-        self._open -= 1
-        self._left.set()
-
-
 def _validators(pairs: list[dict[str, Any]]) -> Validators | None:
     """Of a url all of whose pairs hold the same bytes: they are wanted only if they changed."""
     if not all(pair["stored"] for pair in pairs) or len({pair["source_sha256"] for pair in pairs}) > 1:
@@ -288,22 +269,3 @@ def run_parts(parts: list[tuple[int, int]], job: FetchJob) -> Generator[PartDone
         )
         for report in dataset.iter_rows():
             yield read_report(report)
-
-
-def plan_workers(config: FetchConfig, parts: int, cpus: float) -> tuple[int, float]:
-    """How many fetching actors, and CPUs for each; half a CPU at least stays free for Ray Data's own tasks.
-
-    An actor keeps one CPU busy with its connections and one more with each of its decoding processes.
-
-    Raises:
-        BadInput: the cluster is too small for the number that is asked for.
-    """
-    wanted = 1 + config.decode_processes
-    workers = min(config.workers or max(1, int(cpus // wanted)), parts)
-    free_cpus = cpus - 0.5
-    if free_cpus < 0.5 * workers:
-        raise BadInput(
-            f"fetch.workers = {workers} leaves no CPU for Ray Data: the Ray cluster has {cpus:g}",
-            f"Set fetch.workers to {int(free_cpus / 0.5)} or fewer" if free_cpus >= 0.5 else "Give Ray 1 CPU or more",
-        )
-    return workers, min(float(wanted), math.floor(2 * free_cpus / workers) / 2)

@@ -1,6 +1,5 @@
 """What a part leaves, how many parts are under way at once, and how many workers fetch."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,12 +16,11 @@ from coca.tokenizer import Tokenizer
 from coca.withdrawn import WITHDRAWN, Withdrawn
 from pipelines import part_files
 from pipelines.config import PublishConfig, RefreshConfig
-from pipelines.fetch_config import FetchConfig
 from pipelines.intake import LinksTable, take_in
 from pipelines.join import JoinSettings, find_due
 from pipelines.ledger import EVENTS, latest_events
 from pipelines.outcomes import OUTCOMES
-from pipelines.parts import FetchJob, FetchPart, OpenLinks, plan_workers, read_report, run_parts
+from pipelines.parts import FetchJob, FetchPart, read_report, run_parts
 from pipelines.plan import PlannedBatch, cut_batch
 from pipelines.staging import Staging
 
@@ -130,55 +128,6 @@ def test_the_language_of_what_is_stored_is_told(web: Any, pages: Any, refresh_co
         (german, True): "de",
         (english, False): None,
     }
-
-
-def test_parts_come_in_while_few_links_are_open() -> None:
-    asyncio.run(_parts_come_in())
-
-
-async def _parts_come_in() -> None:
-    gate, order = OpenLinks(10), []
-
-    async def part(name: str, links: int) -> None:
-        await gate.enter(links)
-        order.append(name)
-
-    await part("a", 15)
-    waiting = [asyncio.create_task(part(name, 8)) for name in "bc"]
-    for _ in range(5):
-        await asyncio.sleep(0)
-        gate.leave()
-    await asyncio.sleep(0.01)
-    assert order == ["a"]
-    gate.leave()  # nine are open
-    await asyncio.sleep(0.01)
-    assert order == ["a", "b"]
-    for _ in range(8):
-        gate.leave()
-    await asyncio.gather(*waiting)
-    assert order == ["a", "b", "c"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "parts", "cpus", "planned"),
-    [
-        ({}, 100, 16, (4, 3.5)),
-        ({}, 100, 4, (1, 3.5)),
-        ({}, 100, 2, (1, 1.5)),
-        ({}, 2, 64, (2, 4.0)),
-        ({"decode_processes": 1}, 100, 16, (8, 1.5)),
-        ({"workers": 3}, 100, 4, (3, 1.0)),
-    ],
-)
-def test_workers_leave_ray_data_a_cpu(
-    settings: dict[str, int], parts: int, cpus: float, planned: tuple[int, float]
-) -> None:
-    assert plan_workers(FetchConfig(**settings), parts, cpus) == planned
-
-
-def test_a_cluster_too_small_for_the_workers_is_told() -> None:
-    with pytest.raises(BadInput, match=r"fetch\.workers = 9 .*the Ray cluster has 4.*Set fetch\.workers to 7 or fewer"):
-        plan_workers(FetchConfig(workers=9), 100, 4)
 
 
 def test_reports_count_verdicts(web: Any, pages: Any, refresh_config: Build, fetch_all: Any) -> None:
