@@ -221,7 +221,7 @@ def test_a_server_s_absurd_retry_after_ends_nothing(
     for name, value in (("b", "9" * 18), ("c", "4" * 12), ("d", "-1"), ("e", "nan")):
         web.pages[f"/{name}"] = pages.answer(503, b"", f"Retry-After: {value}")
         links.append((f"/{name}", f"picture {name}"))
-    result = refresh(refresh_config(links))
+    result = refresh(refresh_config(links, fetch={"max_retry_after_s": 0.1}))
     assert (result.samples, result.rejected) == (1, {"server_error": 4})
 
 
