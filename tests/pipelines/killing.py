@@ -188,6 +188,8 @@ class Chaos:
 
     cluster: Cluster
     random: random.Random
+    within_s: float = 2.0
+    """Of its appearance, when a process is killed."""
     kills: Counter[str] = field(default_factory=Counter)
 
     def run(self, command: Command, targets: list[str], driver_lives_s: float) -> None:
@@ -200,7 +202,7 @@ class Chaos:
                     self.kills[target] += kill_driver(process)
                     process = command.start()
                 elif victims := wait_until(lambda target=target: self.cluster.victims(target), process):
-                    wait_until(self._after(self.random.uniform(0.0, 2.0)), process)
+                    wait_until(self._after(self.random.uniform(0.0, self.within_s)), process)
                     self.kills[target] += kill_one(self.cluster.victims(target) or victims)
                     time.sleep(0.5)
             _, stderr = process.communicate(timeout=LOADED_MACHINE_S)
