@@ -185,7 +185,8 @@ class Store:
             return dict(getattr(self._s3_client, method)(Bucket=bucket, Key=key, **arguments))
         except ClientError as error:
             if status_of(error) == 404:
-                lacking = f"the bucket {bucket}" if "NoSuchBucket" in str(error) else f"{self.uri}/{path}"
+                gone = "NoSuchBucket" in str(error)
+                lacking = f"the bucket {bucket} does not exist (NoSuchBucket)" if gone else f"{self.uri}/{path}"
                 raise FileNotFoundError(lacking) from None
             raise
 

@@ -15,7 +15,7 @@ from coca.withdrawn import Withdrawn
 from pipelines.caption_counts import too_frequent
 from pipelines.config import RecheckConfig
 from pipelines.intake import INTAKE, Intake, count_reasons
-from pipelines.ledger import EVENTS, Ledger, Reopened, due_mask, latest_events
+from pipelines.ledger import EVENTS, TEXT_RULES, Ledger, Reopened, due_mask, latest_events
 from pipelines.staging import Staging
 
 # One row per pair that is new, due or asked again.
@@ -39,6 +39,8 @@ DUE = pa.schema(
         pa.field("source_sha256", pa.string()),
     ]
 )
+
+_REFUSED_UNASKED = TEXT_RULES | {Reason.INVALID_URL, Reason.EMPTY_CAPTION}
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def find_due(links: pa.Table, latest: pa.Table, settings: JoinSettings) -> tuple
     if not settings.asks:
         marked = _mark_opted_out(marked, latest)
     known_ids = latest["sample_id"].combine_chunks()
-    pairs, repeated = _one_row_per_pair(marked, known_ids)
+    refused_before = pc.is_in(latest["reason"], value_set=pa.array(sorted(_REFUSED_UNASKED), pa.string()))
+    pairs, repeated = _one_row_per_pair(marked, known_ids.filter(pc.invert(refused_before).combine_chunks()))
     place = pc.index_in(pairs["sample_id"], value_set=known_ids)
     known = pc.is_valid(place)
     events = latest.take(place.combine_chunks())
@@ -147,10 +150,11 @@ def _mark(links: pa.Table, chosen: pa.Array, reason: Reason) -> pa.Table:
     return links.set_column(links.schema.get_field_index("reason"), "reason", reasons)
 
 
-def _one_row_per_pair(links: pa.Table, known_ids: pa.Array) -> tuple[pa.Table, int]:
+def _one_row_per_pair(links: pa.Table, asked_ids: pa.Array) -> tuple[pa.Table, int]:
     """The first row of each pair with its number of ``rows``, and how many rows repeat a pair.
 
-    Rows refused before any request may share a key that nothing is known of: each counts under its reason.
+    Rows refused before any request may share a key, and each counts under its reason; but for pairs that the ledger
+    has asked for (``asked_ids``), under looser rules then.
     """
     if links.num_rows == 0:
         return links.append_column("rows", pa.array([], pa.int64())), 0
@@ -158,7 +162,7 @@ def _one_row_per_pair(links: pa.Table, known_ids: pa.Array) -> tuple[pa.Table, i
     groups = pa.table({"key": links["sample_id"], "place": order}).group_by("key", use_threads=False)
     counted = groups.aggregate([("place", "min"), ("place", "count")])
     pairs = links.take(counted["place_min"].combine_chunks())
-    once = pc.or_(pc.is_null(pairs["reason"]), pc.is_in(pairs["sample_id"], value_set=known_ids))
+    once = pc.or_(pc.is_null(pairs["reason"]), pc.is_in(pairs["sample_id"], value_set=asked_ids))
     extra = pc.subtract(counted["place_count"], 1)
     repeated = pc.sum(pc.if_else(once, extra, 0)).as_py()
     return pairs.append_column("rows", pc.if_else(once, 1, counted["place_count"])), repeated

@@ -34,6 +34,19 @@ _FAILURES = [State.TRANSIENT.value, State.DEAD.value]
 # What a server may ask for at most: its word is a stranger's number.
 _LONGEST_ASKED_S = 366 * 86400.0
 
+# What these refused is asked for wherever a pair passes today's rules.
+TEXT_RULES = frozenset(
+    {
+        Reason.CAPTION_TOO_SHORT,
+        Reason.CAPTION_TOO_LONG,
+        Reason.CAPTION_REPEATS,
+        Reason.CAPTION_TOO_FREQUENT,
+        Reason.CAPTION_BLOCKED_WORD,
+        Reason.LANGUAGE,
+        Reason.BLOCKED_URL,
+    }
+)
+
 # What a join reads of an event.
 EVENTS = pa.schema(
     [

@@ -7,7 +7,7 @@ from coca.contract import Reason, VersionRecord
 from coca.dataset import Dataset, list_versions
 from coca.storage import Store
 from pipelines.config import RefreshConfig
-from pipelines.ledger import Reopened
+from pipelines.ledger import TEXT_RULES, Reopened
 
 
 def reopened_by_refresh(config: RefreshConfig, store: Store, parent: VersionRecord | None) -> Reopened:
@@ -29,7 +29,7 @@ def reopened_reasons(config: RefreshConfig, before: VersionRecord) -> frozenset[
     A setting that the record does not know has been added since and counts as unchanged.
     """
     now, then = config.model_dump(mode="json"), before.config
-    return _TEXT_RULES | {reason for reason, loosened in _LOOSENED.items() if loosened(now, then)}
+    return TEXT_RULES | {reason for reason, loosened in _LOOSENED.items() if loosened(now, then)}
 
 
 def _lowered(*path: str) -> Any:
@@ -69,18 +69,6 @@ def _at(settings: Any, path: tuple[str, ...]) -> Any:
 
 _READ_THREADS = 16
 _LIMITS = ("image", "limits")
-# A join asks again what these refused wherever the pair passes today's rules.
-_TEXT_RULES = frozenset(
-    {
-        Reason.CAPTION_TOO_SHORT,
-        Reason.CAPTION_TOO_LONG,
-        Reason.CAPTION_REPEATS,
-        Reason.CAPTION_TOO_FREQUENT,
-        Reason.CAPTION_BLOCKED_WORD,
-        Reason.LANGUAGE,
-        Reason.BLOCKED_URL,
-    }
-)
 _LOOSENED = {
     Reason.INVALID_URL: _raised("judge", "max_url_chars"),
     Reason.TOO_MANY_REDIRECTS: _raised("fetch", "max_redirects"),

@@ -141,6 +141,12 @@ def test_repeats_of_a_pair_that_stands_are_repeats_also_where_rules_refuse_it_no
     assert find_due(links(row, row, row), latest, settings())[1] == {"": 1, "duplicate_pair": 2}
 
 
+def test_rows_without_a_caption_count_each_also_when_they_stand() -> None:
+    latest = known(("http://a/1", "", State.REJECTED, {"reason": Reason.EMPTY_CAPTION}))
+    row = ("http://a/1", "", Reason.EMPTY_CAPTION)
+    assert find_due(links(row, row), latest, settings())[1] == {"empty_caption": 2}
+
+
 def test_an_import_takes_no_caption_of_a_url_that_has_opted_out() -> None:
     latest = known(("http://a/1", "a", State.OPTED_OUT, {"reason": Reason.OPTED_OUT}))
     table = links(("http://a/1", "another", None), ("http://a/2", "a", None))

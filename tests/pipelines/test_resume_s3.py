@@ -71,7 +71,7 @@ def test_the_answer_to_a_conditional_write_is_lost(s3: str, proxy: FaultyS3) -> 
     store = Store(s3)
     for kind in ("lost", "late_error"):
         proxy.set(one_kind(kind, 0.6), only="^PUT ")
-        for number in range(3):
+        for number in range(8):
             assert store.write_once(f"{kind}/{number}", f"{number}".encode()) is True
         assert proxy.counts()[kind] > 1
 
