@@ -132,6 +132,7 @@ def run_refresh(
                 plan = regroup_by_shard(staging, plan, config.publish.links_per_batch)
             plan = write_plan(staging, plan)
         if not plan.batches and standing.record is not None:
+            lease.check()
             clear_staging(store)
             return _result(store, standing.record, make_funnel(plan.links, plan.standing), None, 0, started_s)
         _prepare_tables(staging, standing, lease)
@@ -141,6 +142,7 @@ def run_refresh(
         run = RefreshRun(job, plan, lease, deal_by_shard if kind.shards else None)
         run.run()
         record, funnel, withdrawn = finish_refresh(run, standing, lease, scorers, kind.name, start_ray=start_ray)
+        lease.check()
         clear_staging(store)
         return _result(store, record, funnel, run, withdrawn, started_s)
 

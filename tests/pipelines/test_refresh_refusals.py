@@ -70,3 +70,26 @@ def test_what_cannot_be_refreshed(
         refresh(refresh_config(pairs, tokenizer=str(other)))
     with pytest.raises(BadInput, match=r"publish.rows_per_row_group = 5, but .* has 4 for good"):
         refresh(refresh_config(pairs, publish={"rows_per_row_group": 5}))
+
+
+def test_who_has_lost_the_dataset_sweeps_nothing(
+    web: Any, pages: Any, refresh_config: Build, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines import refresh as refresh_module
+
+    config = refresh_config(pictures(web, pages, "a"))
+    refresh(config)
+    store = Store(config.to)
+    plan_refresh = refresh_module.plan_refresh
+
+    def taken_over(*arguments: Any, **options: Any) -> Any:
+        plan = plan_refresh(*arguments, **options)
+        epoch = max(int(name.removesuffix(".json")) for name in store.list("leases"))
+        store.write(f"leases/{epoch + 1}.json", store.read(f"leases/{epoch}.json"))
+        store.write("staging/the-new-holder/plan.json", b"{}")
+        return plan
+
+    monkeypatch.setattr(refresh_module, "plan_refresh", taken_over)
+    with pytest.raises(RunFailed, match="taken over"):
+        refresh(config)  # nothing is due
+    assert store.exists("staging/the-new-holder/plan.json")
