@@ -11,6 +11,7 @@ from jobs.commands.data_seeing import explain, report, show
 from jobs.commands.data_selection import retokenize, select
 from jobs.commands.data_transfer import export, import_command
 from jobs.commands.options import coca_command, config_options
+from jobs.commands.scorer_options import connect_for, scorer_options, scorer_specs
 
 
 @click.group()
@@ -46,15 +47,7 @@ Examples:
 )
 @click.option("--url-column", metavar="NAME", help="Column with the urls.  [default: url]")
 @click.option("--caption-column", metavar="NAME", help="Column with the captions.  [default: caption]")
-@click.option(
-    "--scorer",
-    "scorers",
-    multiple=True,
-    metavar="CKPT|MODULE:FUNCTION",
-    help="Score what is stored, before the selection. May be repeated.",
-)
-@click.option("--scorer-actors", type=click.IntRange(min=1), default=1, show_default=True, help="Copies of a scorer.")
-@click.option("--scorer-gpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="GPUs of each copy.")
+@scorer_options
 @click.option("--dry-run", is_flag=True, help="Ask a sample of the links and estimate; nothing is published.")
 @click.option(
     "--sample", type=click.IntRange(min=1), default=1000, show_default=True, metavar="N", help="Urls of a dry run."
@@ -82,15 +75,11 @@ def refresh(
     The same command again fetches nothing where nothing is due, and goes on where it was killed.
     """
     from coca.typed_config import lay_over
-    from jobs.cluster import connect
     from jobs.refresh_settings import resolve_refresh
     from pipelines.refresh import refresh as run_refresh
 
     named = {"uri": links, "columns": columns, "url_column": url_column, "caption_column": caption_column}
-    flags: dict[str, Any] = {
-        key: value for key, value in {"to": to, "tokenizer": tokenizer}.items() if value is not None
-    }
-    flags["links"] = {key: value for key, value in named.items() if value is not None}
+    flags = {"links": _given(named), **_given({"to": to, "tokenizer": tokenizer})}
     config = lay_over(resolve_refresh(preset, config_file, sets, to), flags)
     if dry_run:
         from pipelines.estimate import estimate
@@ -98,12 +87,9 @@ def refresh(
         found = estimate(config, sample)
         click.echo(_describe_estimate(found))
         return asdict(found)
-    specs = []
-    if scorers:
-        from jobs.scorers import scorer_spec
-
-        specs = [scorer_spec(text, actors=scorer_actors, gpus=scorer_gpus) for text in scorers]
-    result = run_refresh(config, scorers=specs, start_ray=connect)
+    specs = scorer_specs(scorers, scorer_actors, scorer_gpus)
+    start_ray = connect_for(scorers, scorer_actors, scorer_gpus)
+    result = run_refresh(config, scorers=specs, start_ray=start_ray)
     click.echo(_describe_refresh(result))
     return asdict(result)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from coca.errors import BadInput
 from jobs.commands.options import coca_command, config_options
+from jobs.commands.scorer_options import connect_for, scorer_options, scorer_specs
 
 
 @click.command(
@@ -22,15 +22,7 @@ Examples:
 """
 )
 @click.argument("dataset")
-@click.option(
-    "--scorer",
-    "scorers",
-    multiple=True,
-    metavar="CKPT|MODULE:FUNCTION",
-    help="Score all stored pairs first; scores stay. May be repeated.",
-)
-@click.option("--scorer-actors", type=click.IntRange(min=1), default=1, show_default=True, help="Copies of a scorer.")
-@click.option("--scorer-gpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="GPUs of each copy.")
+@scorer_options
 @config_options
 @coca_command
 def select(
@@ -48,28 +40,13 @@ def select(
     """
     from coca.dataset import Dataset
     from coca.typed_config import build_config, resolve_config
-    from jobs.cluster import connect
     from pipelines.select import select_dataset
     from pipelines.select_config import SelectConfig, SelectionConfig
 
     standing = build_config(SelectConfig, Dataset(dataset).record.config.get("select", {}))
     config = resolve_config(SelectionConfig(select=standing), config_file, sets).select
-    specs = []
-    if scorers:
-        from jobs.scorers import scorer_spec
-
-        specs = [scorer_spec(text, actors=scorer_actors, gpus=scorer_gpus) for text in scorers]
-
-    def start_ray() -> None:
-        cluster = connect()
-        wanted = scorer_actors * scorer_gpus if scorers else 0.0
-        # A cluster elsewhere may add nodes; this machine cannot.
-        if cluster.started_here and wanted > cluster.gpus:
-            raise BadInput(
-                f"{scorer_actors} scorers with {scorer_gpus:g} GPUs each: this machine has {cluster.gpus:g}",
-                "Give fewer with --scorer-gpus, 0 for CPUs, or run it on a cluster",
-            )
-
+    specs = scorer_specs(scorers, scorer_actors, scorer_gpus)
+    start_ray = connect_for(scorers, scorer_actors, scorer_gpus)
     result = select_dataset(dataset, config, scorers=specs, start_ray=start_ray)
     click.echo(_describe_selection(result))
     return asdict(result)
