@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from coca.progress import Progress
 from coca.storage import Store
 from pipelines.config import PublishConfig, RefreshConfig
-from pipelines.intake import LinksTable, count_reasons, take_in
+from pipelines.funnel import count_reasons
+from pipelines.intake import LinksTable, take_in
 from pipelines.join import DUE
 from pipelines.outcomes import OUTCOMES
 from pipelines.parts import PARTS_AT_ONCE, FetchJob, FetchPart, read_report

@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from coca.contract import Reason
@@ -19,6 +21,13 @@ class Funnel(BaseModel):
     samples: int
     rejected: dict[str, int]
     """reason -> links, in the order of ``contract.Reason``; reasons without a link left out."""
+
+
+def count_reasons(reasons: pa.ChunkedArray, rows: pa.ChunkedArray) -> dict[str, int]:
+    """reason ("" for none) -> sum of ``rows``."""
+    table = pa.table({"reason": pc.fill_null(reasons, ""), "rows": rows})
+    counted = table.group_by("reason").aggregate([("rows", "sum")])
+    return {row["reason"]: row["rows_sum"] for row in counted.to_pylist() if row["rows_sum"]}
 
 
 def make_funnel(links: int, *counts: Mapping[str, int]) -> Funnel:

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from coca.contract import link_bucket
 from coca.errors import BadInput
@@ -199,10 +198,3 @@ def _combine(contents: Iterable[list[int]]) -> str:
     for content in contents:
         total += np.array(content, dtype=np.uint64)
     return total.astype("<u8").tobytes().hex()
-
-
-def count_reasons(reasons: pa.ChunkedArray, rows: pa.ChunkedArray) -> dict[str, int]:
-    """reason ("" for none) -> sum of ``rows``."""
-    table = pa.table({"reason": pc.fill_null(reasons, ""), "rows": rows})
-    counted = table.group_by("reason").aggregate([("rows", "sum")])
-    return {row["reason"]: row["rows_sum"] for row in counted.to_pylist() if row["rows_sum"]}

@@ -14,7 +14,8 @@ from coca.contract import Reason, State
 from coca.withdrawn import Withdrawn
 from pipelines.caption_counts import too_frequent
 from pipelines.config import RecheckConfig
-from pipelines.intake import INTAKE, Intake, count_reasons
+from pipelines.funnel import count_reasons
+from pipelines.intake import INTAKE, Intake
 from pipelines.ledger import EVENTS, TEXT_RULES, Ledger, Reopened, due_mask, latest_events
 from pipelines.staging import Staging
 
@@ -50,7 +51,7 @@ class JoinSettings:
     now: datetime
     seed: int
     chunk_urls: int
-    """Most urls of a chunk."""
+    """Most urls of a file of due pairs."""
     rechecks_per_shard: int
     recheck: RecheckConfig
     reopened: Reopened = field(default_factory=dict)
@@ -63,7 +64,7 @@ class JoinSettings:
 
 @dataclass(frozen=True)
 class DueShard:
-    """What is due in a shard: its chunks, and how the rows of the links table that are not due stand."""
+    """What is due in a shard: its files, and how the rows of the links table that are not due stand."""
 
     shard: int
     chunks: list[list[int]]
@@ -233,7 +234,7 @@ def _recheck_rows(chosen: pa.Table) -> pa.Table:
 
 
 def _write_chunks(staging: Staging, shard: int, due: pa.Table, settings: JoinSettings) -> list[list[int]]:
-    """Due rows in a shuffled order of urls, the pairs of a url together, cut into row groups of whole urls."""
+    """Due rows in a shuffled order of urls, the pairs of a url together, cut into files of whole urls."""
     if due.num_rows == 0:
         return []
     due, urls = shuffle_urls(due, settings.seed)

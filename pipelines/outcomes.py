@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from coca.contract import ANNOTATIONS, LINKS, SAMPLES, Reason, State
+from pipelines.funnel import count_reasons
 from pipelines.ledger import state_of
 
 _TIME = LINKS.field("event_at").type
@@ -75,11 +76,6 @@ def verdict_counts(outcomes: pa.Table) -> dict[str, int]:
     """
     opted_out = pc.equal(outcomes["state"], State.OPTED_OUT.value)
     moved = pc.if_else(opted_out, outcomes["standing_rows"], 0)
-    counts = Counter(_count(outcomes["reason"], pc.add(outcomes["rows"], moved)))
-    counts.subtract(_count(outcomes["standing_reason"], moved))
+    counts = Counter(count_reasons(outcomes["reason"], pc.add(outcomes["rows"], moved)))
+    counts.subtract(count_reasons(outcomes["standing_reason"], moved))
     return {reason: rows for reason, rows in counts.items() if rows}
-
-
-def _count(reasons: pa.ChunkedArray, rows: pa.ChunkedArray) -> dict[str, int]:
-    grouped = pa.table({"reason": pc.fill_null(reasons, ""), "rows": rows}).group_by("reason")
-    return {row["reason"]: row["rows_sum"] for row in grouped.aggregate([("rows", "sum")]).to_pylist()}

@@ -21,7 +21,7 @@ from coca.contract import (
 from coca.errors import RunFailed
 from coca.storage import Store
 from pipelines.lease import Lease
-from pipelines.outcomes import OUTCOMES, admitted_rows
+from pipelines.outcomes import OUTCOMES, admitted_rows, verdict_counts
 from pipelines.staging import Staging, encode_table
 from pipelines.tables import SCHEMAS, DataFile, commit_files, open_table, table_files
 
@@ -45,18 +45,12 @@ class BatchManifest(BaseModel):
     """Urls with stored pairs whose owners have opted out since."""
 
 
-def write_batch(
-    staging: Staging, batch: int, parts: list[int], refused: pa.Table, counts: dict[str, int]
-) -> BatchManifest:
+def write_batch(staging: Staging, batch: int, parts: list[int], refused: pa.Table) -> BatchManifest:
     """Write the ledger files of a batch whose parts are written, then its manifest.
 
     Args:
         refused: ``OUTCOMES`` of the pairs that are refused before any request.
-        counts: ``outcomes.verdict_counts`` is added to these.
     """
-    staged = read_manifest(staging, batch)
-    if staged is not None:
-        return staged
     samples, events = [], [refused]
     for part in sorted(parts):
         outcomes = staging.read_table(staging.outcome_path(batch, part), OUTCOMES)
@@ -70,7 +64,7 @@ def write_batch(
         samples=samples,
         links=write_events(staging.dataset, everything, staging.refresh_id, staging.data_prefix(batch)),
         parts=sorted(parts),
-        counts=counts,
+        counts=verdict_counts(everything),
         requests=pc.sum(everything["requests"]).as_py() or 0,
         bytes=pc.sum(everything["bytes"]).as_py() or 0,
         opted_out=_opted_out_urls(everything),

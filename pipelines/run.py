@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from coca.progress import Progress
 from pipelines.config import BudgetConfig
 from pipelines.lease import Lease
-from pipelines.outcomes import OUTCOMES, refused_outcomes, verdict_counts
+from pipelines.outcomes import OUTCOMES, refused_outcomes
 from pipelines.parts import FetchJob, run_parts
 from pipelines.plan import BatchParts, Deal, Plan, cut_batch, read_part
 from pipelines.publish import BatchManifest, commit_batch, read_manifest, write_batch
@@ -136,10 +136,7 @@ class RefreshRun:
             if cut.urls and not done:
                 return
             refused = refused_outcomes(read_part(staging, cut.batch, len(cut.urls)))
-            counts = Counter(verdict_counts(refused))
-            for part in done:
-                counts.update(verdict_counts(staging.read_table(staging.outcome_path(cut.batch, part), OUTCOMES)))
-            manifest = write_batch(staging, cut.batch, done, refused, dict(counts))
+            manifest = write_batch(staging, cut.batch, done, refused)
         commit_batch(staging, cut.batch, manifest, self._lease)
         self.manifests[cut.batch] = manifest
         self.spent.requests += manifest.requests
