@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -10,25 +9,19 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import CommitProperties, PostCommitHookProperties, Transaction
-from deltalake.transaction import AddAction
 from pydantic import BaseModel, ConfigDict
 
-from coca.contract import ANNOTATIONS, ROW_GROUPS, TableVersion, row_groups_path
-from coca.errors import RunFailed
+from coca.contract import ANNOTATIONS, ROW_GROUPS, TableVersion
 from coca.storage import Store
 from pipelines.lease import Lease
 from pipelines.staging import encode_table
-from pipelines.tables import SCHEMAS, DataFile, open_table, table_files
+from pipelines.tables import DataFile, open_table, replace_files
 from pipelines.tasks import StartRay, run_tasks
 
 Part = TypeVar("Part")
 
 # Most of the time of a small file is waiting for the store.
 _THREADS = 8
-
-# As everywhere: expired log entries would take away what older version records name.
-_KEEP_LOGS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
 
 class AnnotationFile(BaseModel):
@@ -125,65 +118,18 @@ def replace_annotations(store: Store, files: Sequence[AnnotationFile], name: str
     Raises:
         RunFailed: a file is not there with its size, or the lease is lost.
     """
-    table = open_table(store, "annotations")
-    wanted = {each.file.path: each.file for each in files}
-    if table.transaction_version(name) is None or table_files(table).keys() != wanted.keys():
-        for file in wanted.values():
-            _check_file(store, file)
-        lease.check()
-        table.create_write_transaction(
-            actions=[_add_action(file) for file in wanted.values()],
-            mode="overwrite",
-            schema=SCHEMAS["annotations"],
-            commit_properties=CommitProperties(app_transactions=[Transaction(name, 0)]),
-            post_commithook_properties=_KEEP_LOGS,
-        )
-        table = open_table(store, "annotations")
-    rows = sum(file.rows for file in wanted.values())
-    return TableVersion(delta_version=table.version(), files=len(wanted), rows=rows)
+    wanted = [each.file for each in files]
+    replace_files(store, "annotations", wanted, name, lease)
+    version = open_table(store, "annotations").version()
+    return TableVersion(delta_version=version, files=len(wanted), rows=sum(file.rows for file in wanted))
 
 
-def write_row_groups(store: Store, version: int, files: Sequence[AnnotationFile]) -> tuple[str, str]:
-    """Write the row-group index of a version; never over another one, which a record may name.
-
-    Returns:
-        Its path and SHA-256.
-    """
-    rows = [row for each in files for row in each.row_groups()]
-    index = pa.Table.from_pylist(rows, schema=ROW_GROUPS)
-    index = index.sort_by([("samples_path", "ascending"), ("row_group", "ascending")])
-    data = encode_table(index, max(1, index.num_rows))
-    digest, path = hashlib.sha256(data).hexdigest(), row_groups_path(version)
-    if not (store.write_once(path, data) or store.read(path) == data):
-        path = path.replace(".parquet", f".{digest[:16]}.parquet")
-        store.write(path, data)
-    return path, digest
+def row_groups_of(files: Sequence[AnnotationFile]) -> pa.Table:
+    """``contract.ROW_GROUPS`` of a whole version."""
+    return pa.Table.from_pylist([row for each in files for row in each.row_groups()], schema=ROW_GROUPS)
 
 
 def rewrite_name(kind: str, *settings: object) -> str:
     """The name of a rewrite: the same settings give the same files, so that a killed one is done again over itself."""
     text = json.dumps(settings, sort_keys=True, default=str)
     return f"{kind}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
-
-
-def _check_file(store: Store, file: DataFile) -> None:
-    try:
-        found = store.size(f"annotations/{file.path}")
-    except FileNotFoundError:
-        found = -1
-    if found != file.size:
-        raise RunFailed(
-            f"{store.uri}/annotations/{file.path} is not as it was written: something else writes here. "
-            "Run the same command again"
-        )
-
-
-def _add_action(file: DataFile) -> AddAction:
-    return AddAction(
-        path=file.path,
-        size=file.size,
-        partition_values={},
-        modification_time=int(time.time() * 1000),
-        data_change=True,
-        stats=json.dumps({"numRecords": file.rows}),
-    )

@@ -1,6 +1,5 @@
 """Publishing: a batch's ledger files and manifest, its commits in the contract's order, the version record last."""
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,18 +9,17 @@ from pydantic import BaseModel, ConfigDict
 
 from coca.contract import (
     LINKS,
-    ROW_GROUPS,
     State,
     TableVersion,
     VersionRecord,
     link_bucket,
-    row_groups_path,
     version_path,
 )
 from coca.errors import RunFailed
 from coca.storage import Store
 from pipelines.lease import Lease
 from pipelines.outcomes import OUTCOMES, admitted_rows, verdict_counts
+from pipelines.row_group_index import write_row_groups
 from pipelines.staging import Staging, encode_table
 from pipelines.tables import SCHEMAS, DataFile, commit_files, open_table, table_files
 
@@ -134,14 +132,13 @@ def publish_version(
         RunFailed: another refresh has published this version, or has written to the tables meanwhile.
     """
     version = draft["version"]
-    index = row_groups.sort_by([("samples_path", "ascending"), ("row_group", "ascending")])
-    data = encode_table(index.cast(ROW_GROUPS), max(1, index.num_rows))
-    digest = hashlib.sha256(data).hexdigest()
+    tables = {name: _table_version(store, name, expected[name]) for name in SCHEMAS}
+    path, digest = write_row_groups(store, version, row_groups)
     record = VersionRecord(
         **draft,
-        **{name: _table_version(store, name, expected[name]) for name in SCHEMAS},
-        selected=pc.sum(index["selected"]).as_py() or 0,
-        row_groups_path=_write_index(store, version, data, digest),
+        **tables,
+        selected=pc.sum(row_groups["selected"]).as_py() or 0,
+        row_groups_path=path,
         row_groups_sha256=digest,
     )
     if lease is not None:
@@ -164,13 +161,3 @@ def _table_version(store: Store, name: str, expected: set[str]) -> TableVersion:
             "Let it finish, then run the same command again"
         )
     return TableVersion(delta_version=table.version(), files=len(files), rows=sum(files.values()))
-
-
-def _write_index(store: Store, version: int, data: bytes, digest: str) -> str:
-    """Where the index lies: never over another one, which a record may name."""
-    path = row_groups_path(version)
-    if store.write_once(path, data) or store.read(path) == data:
-        return path
-    path = path.replace(".parquet", f".{digest[:16]}.parquet")
-    store.write(path, data)
-    return path

@@ -18,12 +18,13 @@ from pipelines.annotations import (
     replace_annotations,
     rewrite_name,
     rewrite_parts,
+    row_groups_of,
     write_annotations,
-    write_row_groups,
 )
 from pipelines.history import publish_next
 from pipelines.lease import hold_lease
 from pipelines.migrate import migrate_tables
+from pipelines.row_group_index import write_row_groups
 from pipelines.selection import IN_PROCESS_ROWS
 from pipelines.stored_keys import StoredPart, stored_parts
 from pipelines.tables import drop_foreign_files, read_data_files
@@ -75,7 +76,7 @@ def retokenize_dataset(
         drop_foreign_files(store, "annotations", record.annotations.delta_version, name, lease=lease)
         migrate_tables(store, lease)
         annotations = replace_annotations(store, files, name, lease)
-        index_path, digest = write_row_groups(store, record.version + 1, files)
+        index_path, digest = write_row_groups(store, record.version + 1, row_groups_of(files))
         published = publish_next(
             store,
             record,

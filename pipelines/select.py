@@ -24,16 +24,17 @@ from pipelines.annotations import (
     replace_annotations,
     rewrite_name,
     rewrite_parts,
+    row_groups_of,
     with_scores,
     with_selection,
     write_annotations,
-    write_row_groups,
 )
 from pipelines.contaminants import read_contaminants
 from pipelines.funnel import make_funnel
 from pipelines.history import publish_next
 from pipelines.lease import Lease, hold_lease
 from pipelines.migrate import migrate_tables
+from pipelines.row_group_index import write_row_groups
 from pipelines.scorer import ScorerSpec, read_scores, score_parts
 from pipelines.select_config import SelectConfig
 from pipelines.selection import IN_PROCESS_ROWS, candidate_columns, score_column, select_new
@@ -181,7 +182,7 @@ def _publish(
     config = {**record.config, "select": job.config.model_dump(mode="json")}
     if job.scorers:
         config["scorers"] = sorted({*record.config.get("scorers", ()), *job.scorers})
-    path, digest = write_row_groups(store, record.version + 1, files)
+    path, digest = write_row_groups(store, record.version + 1, row_groups_of(files))
     return publish_next(
         store,
         record,

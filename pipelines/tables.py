@@ -127,6 +127,32 @@ def _commit_files(
     )
 
 
+def replace_files(store: Store, name: str, files: list[DataFile], rewrite: str, lease: Lease) -> None:
+    """Put files in the place of all files of a table, once: the application transaction ``rewrite`` tells.
+
+    Raises:
+        RunFailed: a file is not there with its size, or ``lease`` is lost.
+    """
+    store.retry(lambda: _replace_files(store, name, files, rewrite, lease), DeltaError)
+
+
+def _replace_files(store: Store, name: str, files: list[DataFile], rewrite: str, lease: Lease) -> None:
+    table = open_table(store, name)
+    if table.transaction_version(rewrite) is not None and table_files(table).keys() == {file.path for file in files}:
+        return
+    for file in files:
+        _check_file(store, f"{name}/{file.path}", file.size)
+    lease.check()
+    table.create_write_transaction(
+        actions=[_add_action(file) for file in files],
+        mode="overwrite",
+        schema=SCHEMAS[name],
+        partition_by=_PARTITION_BY.get(name),
+        commit_properties=CommitProperties(app_transactions=[Transaction(rewrite, 0)]),
+        post_commithook_properties=_KEEP_LOGS,
+    )
+
+
 def replace_bucket(store: Store, file: DataFile, lease: Lease) -> None:
     """Put one file in the place of all files of its bucket of the ledger.
 

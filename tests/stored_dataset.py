@@ -27,8 +27,9 @@ from coca.dataset import Dataset
 from coca.images import phash
 from coca.storage import Store
 from coca.tokenizer import Tokenizer
-from pipelines.annotations import write_annotations, write_row_groups
+from pipelines.annotations import row_groups_of, write_annotations
 from pipelines.publish import write_events
+from pipelines.row_group_index import write_row_groups
 from pipelines.tables import DataFile, commit_files, create_tables, open_table
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -92,7 +93,7 @@ def publish(root: Path | str, tokenizer: Tokenizer, *files: list[dict[str, Any]]
     commit_files(store, "samples", samples, "first", 0)
     commit_files(store, "annotations", [each.file for each in notes], "first", 0)
     commit_files(store, "links", links, "first", 0)
-    path, digest = write_row_groups(store, 1, notes)
+    path, digest = write_row_groups(store, 1, row_groups_of(notes))
     stamp = f"tokenizers/{tokenizer.fingerprint}.json"
     store.write(stamp, tokenizer.to_json().encode())
     record = VersionRecord(

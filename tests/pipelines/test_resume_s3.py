@@ -15,7 +15,15 @@ from coca.storage import Store
 from pipelines.config import RefreshConfig
 from pipelines.link_files import open_table as open_links
 from pipelines.refresh import refresh
-from pipelines.tables import DataFile, commit_files, create_tables, open_table, replace_bucket, table_files
+from pipelines.tables import (
+    DataFile,
+    commit_files,
+    create_tables,
+    open_table,
+    replace_bucket,
+    replace_files,
+    table_files,
+)
 from tests.pipelines.faulty_s3 import Faults, FaultyS3, faulty_s3
 from tests.pipelines.killing import SLOW, Command, Reader, copy_dataset, links, published, soak, wait_until
 
@@ -141,6 +149,20 @@ def test_a_bucket_is_replaced_once(s3: str, proxy: FaultyS3, kind: str) -> None:
         store.write(f"links/{path}", b"abc")
         replace_bucket(store, file.model_copy(update={"path": path}), Untaken())  # type: ignore[arg-type]
         assert table_files(open_table(store, "links")) == {path: 2}
+    assert proxy.counts()[kind]
+
+
+@pytest.mark.parametrize("kind", ["late_error", "lost"])
+def test_a_table_is_replaced_once(s3: str, proxy: FaultyS3, kind: str) -> None:
+    store = Store(f"{s3}/d")
+    create_tables(store)
+    proxy.set(one_kind(kind, 0.7), only="^PUT .*/_delta_log/")
+    for number, name in enumerate("abcdefgh"):
+        file = DataFile(path=f"{name}.parquet", size=3, rows=2)
+        store.write(f"annotations/{file.path}", b"abc")
+        replace_files(store, "annotations", [file], f"rewrite-{name}", Untaken())  # type: ignore[arg-type]
+        table = open_table(store, "annotations")
+        assert (table_files(table), table.version()) == ({file.path: 2}, number + 1)
     assert proxy.counts()[kind]
 
 
