@@ -11,6 +11,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from coca.clip_tokenizer import CLIP_BEGIN, CLIP_END, CLIP_PAD, clean_caption, clip_bpe
 from coca.errors import BadInput
+from coca.storage import open_file
 
 PAD, BEGIN, END = "<pad>", "<begin>", "<end>"
 _SPECIAL = [PAD, BEGIN, END]
@@ -66,14 +67,20 @@ class Tokenizer:
         return cls(inner)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Tokenizer":
+    def load(cls, uri: str | Path) -> "Tokenizer":
+        """A tokenizer file on disk or s3://.
+
+        Raises:
+            BadInput: it cannot be read or is none.
+        """
+        store, name = open_file(uri)
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = store.read(name).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(
-                f"cannot read the tokenizer {path}: {error}", "Train one with `coca tokenizer train`"
+                f"cannot read the tokenizer {uri}: {error}", "Make one with `coca tokenizer train`"
             ) from None
-        return cls.from_json(text, source=str(path))
+        return cls.from_json(text, source=str(uri))
 
     def to_json(self) -> str:
         return self._inner.to_str()

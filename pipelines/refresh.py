@@ -12,7 +12,7 @@ from PIL import Image
 
 from coca.contract import VersionRecord
 from coca.errors import BadInput
-from coca.storage import Store, open_file
+from coca.storage import Store
 from coca.tokenizer import Tokenizer
 from pipelines.block_lists import load_blocked_hashes
 from pipelines.caption_counts import KEYS, frequent_captions
@@ -259,7 +259,7 @@ def _choose_tokenizer(config: RefreshConfig, standing: Standing) -> Tokenizer:
                 "Train one with `coca tokenizer train --from LINKS --out FILE` and name it with --tokenizer FILE",
             )
         return standing.tokenizer
-    tokenizer = read_tokenizer(config.tokenizer)
+    tokenizer = Tokenizer.load(config.tokenizer)
     if standing.tokenizer is not None and tokenizer.fingerprint != standing.tokenizer.fingerprint:
         raise BadInput(
             f"{config.tokenizer} has fingerprint {tokenizer.fingerprint}, but {config.to} was written by the tokenizer "
@@ -267,16 +267,6 @@ def _choose_tokenizer(config: RefreshConfig, standing: Standing) -> Tokenizer:
             "Leave --tokenizer out to use the dataset's own, or change it with `coca data retokenize`",
         )
     return tokenizer
-
-
-def read_tokenizer(uri: str) -> Tokenizer:
-    """The tokenizer in a file on disk or s3://."""
-    store, name = open_file(uri)
-    try:
-        text = store.read(name).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read the tokenizer {uri}: {error}", "Train one with `coca tokenizer train`") from None
-    return Tokenizer.from_json(text, source=uri)
 
 
 def _result(

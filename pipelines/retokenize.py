@@ -10,8 +10,7 @@ import pyarrow.compute as pc
 
 from coca.contract import ANNOTATIONS, CONTRACT_VERSION, TokenizerStamp
 from coca.dataset import Dataset
-from coca.errors import BadInput
-from coca.storage import Store, open_file
+from coca.storage import Store
 from coca.tokenizer import Tokenizer
 from pipelines.annotations import (
     AnnotationFile,
@@ -101,20 +100,6 @@ def retokenize_dataset(
             fingerprint=fingerprint,
             seconds=round(time.monotonic() - started_s, 3),
         )
-
-
-def read_tokenizer(uri: str) -> Tokenizer:
-    """A tokenizer file on disk or s3://.
-
-    Raises:
-        BadInput: it cannot be read or is none.
-    """
-    store, name = open_file(uri)
-    try:
-        text = store.read(name).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read the tokenizer {uri}: {error}", "Make one with `coca tokenizer train`") from None
-    return Tokenizer.from_json(text, source=uri)
 
 
 def _rewrite_part(

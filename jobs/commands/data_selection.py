@@ -64,10 +64,11 @@ Examples:
 @coca_command
 def retokenize(dataset: str, tokenizer: str) -> dict[str, Any]:
     """Write the tokens of another tokenizer and publish a version; samples and verdicts stay as they are."""
+    from coca.tokenizer import Tokenizer
     from jobs.cluster import connect
-    from pipelines.retokenize import read_tokenizer, retokenize_dataset
+    from pipelines.retokenize import retokenize_dataset
 
-    result = retokenize_dataset(dataset, read_tokenizer(tokenizer), start_ray=connect)
+    result = retokenize_dataset(dataset, Tokenizer.load(tokenizer), start_ray=connect)
     if result.changed:
         click.echo(
             f"{result.dataset}: version {result.version} has the tokens of {result.fingerprint}: "
