@@ -18,6 +18,8 @@ from pipelines.publish import BatchManifest, commit_batch, read_manifest, write_
 
 # Parts of one Ray Data job: a job costs seconds to start, and the driver keeps the names of its parts.
 PARTS_PER_JOB = 2048
+# How much of a budget of minutes a kill may hide.
+_NOTE_EVERY_S = 5.0
 
 
 @dataclass
@@ -31,12 +33,15 @@ class Spent:
     fetched_bytes: int = 0
     """Of this process."""
     fetch_seconds: float = 0.0
+    earlier_seconds: float = 0.0
+    """Of fetching before a restart, as far as they were noted."""
     verdicts: Counter[str] = field(default_factory=Counter)
 
     def exceeds(self, budget: BudgetConfig) -> bool:
         if budget.max_bytes is not None and self.bytes >= budget.max_bytes:
             return True
-        return budget.max_minutes is not None and self.fetch_seconds >= 60 * budget.max_minutes
+        seconds = self.earlier_seconds + self.fetch_seconds
+        return budget.max_minutes is not None and seconds >= 60 * budget.max_minutes
 
 
 class RefreshRun:
@@ -47,6 +52,7 @@ class RefreshRun:
         self.job, self.plan, self._lease = job, plan, lease
         self._staging, self._publish = job.staging, job.config.publish
         self.spent = Spent()
+        self._noted_s = 0.0
         self.manifests: dict[int, BatchManifest] = {}
         """Batch number -> what was committed of it; a batch of which the budget left all is not there."""
         self.waiting = plan.waiting
@@ -59,6 +65,7 @@ class RefreshRun:
         """
         urls = sum(batch.urls for batch in self.plan.batches)
         ended_before = self._staging.dataset.exists(self._staging.ended_path)
+        self.spent.earlier_seconds = self._noted_seconds()
         with Progress("import" if self.job.shards else "fetch", total=urls, unit="links") as progress:
             for stretch in self._stretches():
                 self._run_stretch(stretch, progress, fetch=not ended_before)
@@ -120,12 +127,24 @@ class RefreshRun:
                 spent.bytes += report.bytes
                 spent.verdicts += report.verdicts
                 spent.fetch_seconds = before_s + time.monotonic() - started_s
+                self._note_seconds()
                 progress.advance(report.urls, note=_describe(spent))
                 yield report.batch, report.part
                 if spent.exceeds(budget):
                     return
         finally:
             reports.close()
+
+    def _noted_seconds(self) -> float:
+        path = self._staging.seconds_path
+        return float(self._staging.dataset.read(path)) if self._staging.dataset.exists(path) else 0.0
+
+    def _note_seconds(self) -> None:
+        """For a restart, where a budget of minutes asks for it; not with every part of many workers."""
+        seconds = self.spent.earlier_seconds + self.spent.fetch_seconds
+        if self.job.config.budget.max_minutes is not None and seconds - self._noted_s >= _NOTE_EVERY_S:
+            self._staging.dataset.write(self._staging.seconds_path, f"{seconds:.3f}".encode())
+            self._noted_s = seconds
 
     def _commit(self, cut: BatchParts) -> None:
         """Commit the parts of a batch that are done; the others are left for a later refresh."""

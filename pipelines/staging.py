@@ -29,6 +29,11 @@ class Staging:
         """There once a budget has ended the fetching."""
         return f"{self.folder}/ended.json"
 
+    @property
+    def seconds_path(self) -> str:
+        """Seconds of fetching so far, where the budget asks for them."""
+        return f"{self.folder}/seconds.txt"
+
     def due_path(self, shard: int, chunk: int) -> str:
         """Due pairs of one stretch of a shard."""
         return f"{self.folder}/due/s{shard:03d}-{chunk:04d}.parquet"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,6 +159,32 @@ def test_a_refresh_that_its_budget_ended_is_only_published_after_a_kill(
     result = refresh(config)
     assert sum(web.requests.values()) == asked
     assert 0 < result.samples <= 4
+    assert result.samples + result.rejected["waiting"] == 20
+    check_whole(config.to)
+
+
+def test_a_budget_of_minutes_goes_on_after_a_kill(
+    web: Any, pages: Any, refresh_config: Build, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines import run
+
+    links = pairs(web, pages, *map(str, range(20)))
+    publish = {"links_per_part": 4, "links_per_batch": 8}
+    config = refresh_config(links, budget={"max_minutes": 2}, publish=publish)
+    clock = iter(range(0, 10_000, 50))  # each part takes 50 seconds
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run.RefreshRun, "_commit", killed)
+        refresh(config)
+    before = sum(web.requests.values())
+    result = refresh(config)
+    asked = sum(web.requests.values())
+    assert before < asked <= before + 4  # one part more, and the two minutes are over
+    assert result.samples == asked
     assert result.samples + result.rejected["waiting"] == 20
     check_whole(config.to)
 
