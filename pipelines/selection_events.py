@@ -1,7 +1,7 @@
 """The ledger after a selection: an event for each stored pair whose verdict has changed."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -57,8 +57,7 @@ def write_verdicts(
             _Bucket(bucket, tuple(file for file in sorted(before) if file.startswith(f"bucket={bucket}/")))
             for bucket in wanted
         ]
-        now = datetime.now(UTC)
-        written = run_tasks(partial(_write_bucket, store, path, name, now), buckets, start_ray=start_ray)
+        written = run_tasks(partial(_write_bucket, store, path, name), buckets, start_ray=start_ray)
         files = [DataFile.model_validate(each) for some in written for each in some]
         if files:
             commit_files(store, "links", files, name, 0, lease=lease)
@@ -67,7 +66,7 @@ def write_verdicts(
     return TableVersion(delta_version=table.version(), files=len(after), rows=sum(after.values()))
 
 
-def _write_bucket(store: Store, path: str, name: str, now: datetime, bucket: _Bucket) -> list[dict[str, Any]]:
+def _write_bucket(store: Store, path: str, name: str, bucket: _Bucket) -> list[dict[str, Any]]:
     changed = pads.dataset(store.path(path), format="parquet", filesystem=store.filesystem, partitioning=None).to_table(
         filter=pads.field("bucket") == bucket.name
     )
@@ -79,7 +78,8 @@ def _write_bucket(store: Store, path: str, name: str, now: datetime, bucket: _Bu
     replaced = {
         "reason": reason,
         "attempts": pa.array([0] * events.num_rows, pa.int32()),
-        "event_at": pa.array([now] * events.num_rows, LINKS.field("event_at").type),
+        # Just after the latest: nobody was asked, so that a link is due again when it was before.
+        "event_at": pc.add(events["event_at"], timedelta(microseconds=1)),
     }
     for column, values in replaced.items():
         events = events.set_column(events.schema.get_field_index(column), LINKS.field(column), values)

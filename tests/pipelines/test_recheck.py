@@ -1,6 +1,7 @@
 """Asking stored links again: unchanged, changed, gone, opted out; budgets; what a later refresh goes on with."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -264,6 +265,18 @@ def test_a_refresh_goes_on_with_the_dataset_s_own_selection(
     result = refresh(refresh_config(links))
     assert (result.samples, result.rejected) == (1, {"caption_too_short": 3})
     assert captions(config.to) == {"a picture of three"}
+
+
+def test_a_selection_puts_off_no_check(web: Any, pages: Any, refresh_config: Build, without_ray: None) -> None:
+    config = refresh_config(pairs(web, pages, "a", "b"))
+    refresh(config)
+    select_dataset(config.to, SelectConfig(min_words=9))
+    select_dataset(config.to, SelectConfig())
+    events = DeltaTable(f"{config.to}/links").to_pyarrow_table().sort_by("event_at").to_pylist()
+    for name in "ab":
+        mine = [event for event in events if event["url"].endswith(name)]
+        assert [event["reason"] for event in mine] == [None, "caption_too_short", None]
+        assert mine[-1]["event_at"] - mine[0]["event_at"] == timedelta(microseconds=2)
 
 
 def test_language_and_extra_columns_reach_the_dataset(
