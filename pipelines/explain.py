@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 from coca.addresses import WEB_PORTS, IPAddress, is_destination_allowed, parse_networks
 from coca.contract import Reason, canonical_url, link_bucket
 from coca.dataset import Dataset
+from pipelines.ledger import Ledger
 from pipelines.rows import read_annotations, read_rows
-from pipelines.survey_ledger import bucket_files, read_events
+from pipelines.tables import read_data_files
 
 _SCANNED_EVENTS, _SCANNED_URLS = 500_000, 5_000
 _EVENT = [
@@ -62,10 +63,10 @@ def explain(dataset: Dataset, url: str) -> Explanation:
     # A link that is no url has events under the text it came with.
     known_as = canonical or url.strip()
     bucket = link_bucket(known_as)
-    files = bucket_files(dataset.store, dataset.record.links.delta_version)
+    files = Ledger.of_version(dataset).paths
     events: list[dict[str, Any]] = []
     if bucket in files:
-        found = read_events(dataset.store, files[bucket], _EVENT, pc.field("url") == known_as)
+        found = read_data_files(dataset.store, "links", files[bucket], _EVENT, pc.field("url") == known_as)
         events = found.sort_by([("event_at", "ascending"), ("sample_id", "ascending")]).to_pylist()
     latest = {event["sample_id"]: event for event in events}
     refreshes = {event["refresh_id"] for event in events}
@@ -206,7 +207,7 @@ def _nearest(dataset: Dataset, url: str, files: dict[str, list[str]]) -> str | N
     of_host = pc.starts_with(pc.field("url"), f"http://{parts.netloc}/") | pc.starts_with(
         pc.field("url"), f"https://{parts.netloc}/"
     )
-    urls = read_events(dataset.store, paths, ["url"], of_host)["url"].unique().to_pylist()
+    urls = read_data_files(dataset.store, "links", paths, ["url"], of_host)["url"].unique().to_pylist()
     urls.sort(key=lambda known: -_shared_start(known, url))
     near = difflib.get_close_matches(url, urls[:_SCANNED_URLS], n=1, cutoff=0.0)
     return near[0] if near else None

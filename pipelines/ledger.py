@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from coca.contract import LINKS, Reason, State
+from coca.dataset import Dataset
 from coca.storage import Store
 from pipelines.config import RecheckConfig
-from pipelines.tables import read_data_files
+from pipelines.tables import open_table, read_data_files, table_files
 
 _STATES = {
     Reason.NOT_FOUND: State.DEAD,
@@ -94,6 +95,12 @@ class Ledger:
         for path in sorted(files):
             paths.setdefault(path.split("/")[0].removeprefix("bucket="), []).append(path)
         return cls(store, paths)
+
+    @classmethod
+    def of_version(cls, dataset: Dataset) -> "Ledger":
+        """As a published version sees it."""
+        table = open_table(dataset.store, "links", dataset.record.links.delta_version)
+        return cls.of_files(dataset.store, table_files(table))
 
     def read(self, buckets: Iterable[str]) -> pa.Table:
         """``EVENTS`` of some buckets."""

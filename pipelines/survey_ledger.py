@@ -1,6 +1,5 @@
 """What the crawl ledger of a version says as a whole: where every pair stands, and which hosts refuse why."""
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -8,23 +7,21 @@ from datetime import UTC, datetime
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
-from coca.contract import LINKS, State
+from coca.contract import State
 from coca.dataset import Dataset
 from coca.progress import Progress
-from coca.storage import Store
 from coca.withdrawn import Withdrawn
 from pipelines.domains import registered_domain
 from pipelines.histogram import Reservoir
+from pipelines.ledger import Ledger, latest_events
 from pipelines.rows import hosts_of
-from pipelines.tables import open_table, table_files
+from pipelines.tables import read_data_files
 
 ADMITTED = "admitted"
 NO_HOST = "(no host)"
 _KEPT_HOSTS = 100_000
 _EXAMPLES = 3
-_STORED = pa.schema([column for column in LINKS if column.name != "bucket"])
 _COLUMNS = ["sample_id", "url", "caption", "state", "reason", "status", "event_at", "next_check_at", "stored"]
 
 
@@ -54,43 +51,18 @@ class LedgerSurvey:
         return sorted(self.hosts.items(), key=lambda item: (-item[1].total(), item[0]))[:number]
 
 
-def bucket_files(store: Store, delta_version: int) -> dict[str, list[str]]:
-    """Bucket -> the ledger's files in it, relative to the table."""
-    files: dict[str, list[str]] = {}
-    for path in sorted(table_files(open_table(store, "links", delta_version))):
-        files.setdefault(_bucket_of(path), []).append(path)
-    return dict(sorted(files.items()))
-
-
-def read_events(store: Store, paths: list[str], columns: list[str], where: pc.Expression | None = None) -> pa.Table:
-    """Events of some files of the ledger; columns that a file of contract 1 lacks are null."""
-    full = [store.path(f"links/{path}") for path in paths]
-    dataset = pads.dataset(full, schema=_STORED, format="parquet", filesystem=store.filesystem, partitioning=None)
-    return dataset.to_table(columns=columns, filter=where)
-
-
-def latest_of(events: pa.Table) -> pa.Table:
-    """Of each ``sample_id`` its latest event."""
-    ordered = events.sort_by([("sample_id", "ascending"), ("event_at", "ascending")])
-    if ordered.num_rows == 0:
-        return ordered
-    ids = ordered["sample_id"].combine_chunks()
-    changes = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_numpy(zero_copy_only=False)
-    return ordered.filter(pa.array(np.append(changes, True)))
-
-
 def survey_ledger(dataset: Dataset, *, max_events: int, seed: int) -> LedgerSurvey:
     """Read the ledger bucket by bucket; whole, or buckets drawn by ``seed`` until ``max_events`` are read."""
-    files = bucket_files(dataset.store, dataset.record.links.delta_version)
+    files = Ledger.of_version(dataset).paths
     survey = LedgerSurvey(of_buckets=len(files))
     random, now = np.random.default_rng(seed), datetime.now(UTC)
     chosen = _draw_buckets(list(files), dataset.record.links.rows, max_events, random)
     with Progress("ledger", total=len(chosen), unit="buckets") as progress:
         for bucket in chosen:
-            events = read_events(dataset.store, files[bucket], _COLUMNS)
+            events = read_data_files(dataset.store, "links", files[bucket], _COLUMNS)
             survey.buckets += 1
             survey.events += events.num_rows
-            latest = latest_of(events)
+            latest = latest_events(events)
             _add_counts(survey, latest, now)
             _add_hosts(survey, latest)
             _add_examples(survey, latest, dataset.withdrawn, random)
@@ -137,8 +109,3 @@ def _add_hosts(survey: LedgerSurvey, latest: pa.Table) -> None:
 
 def _domain(host: str) -> str:
     return NO_HOST if host == NO_HOST else registered_domain(host.strip("[]"))
-
-
-def _bucket_of(path: str) -> str:
-    found = re.match(r"bucket=([^/]+)/", path)
-    return found[1] if found else ""

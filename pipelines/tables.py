@@ -4,6 +4,7 @@ import time
 from functools import partial
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction
@@ -209,8 +210,10 @@ def read_files(store: Store, name: str, version: int, columns: list[str]) -> pa.
     return read_data_files(store, name, sorted(table_files(open_table(store, name, version))), columns)
 
 
-def read_data_files(store: Store, name: str, paths: list[str], columns: list[str] | None = None) -> pa.Table:
-    """Columns of all rows of some files of a table; those that an older contract did not have are null."""
+def read_data_files(
+    store: Store, name: str, paths: list[str], columns: list[str] | None = None, where: pc.Expression | None = None
+) -> pa.Table:
+    """Columns of some files of a table, of all rows or those that match; what an older contract lacks is null."""
     stored = file_schema(name)
     if not paths:
         return stored.empty_table().select(columns or stored.names)
@@ -220,7 +223,7 @@ def read_data_files(store: Store, name: str, paths: list[str], columns: list[str
         files = pads.dataset(
             full_paths, schema=stored, format="parquet", filesystem=store.filesystem, partitioning=None
         )
-        return files.to_table(columns=columns)
+        return files.to_table(columns=columns, filter=where)
 
     return store.retry(read, pa.ArrowInvalid)
 

@@ -94,7 +94,7 @@ def test_report_writes_a_page_into_the_working_directory(
             "unselected": {"duplicate_image": 1, "near_duplicate": 1, "score": 1},
             "withdrawn": 0,
             "pairs": 15,
-            "due": 0,
+            "due": 2,
         },
     }
     assert "<title>" in (tmp_path / "report.html").read_text(encoding="utf-8")
