@@ -205,11 +205,6 @@ def _drop_foreign_files(
         table.restore(published)
 
 
-def read_files(store: Store, name: str, version: int, columns: list[str]) -> pa.Table:
-    """Columns of all rows of a table at a Delta version; the partition column is not in the files."""
-    return read_data_files(store, name, sorted(table_files(open_table(store, name, version))), columns)
-
-
 def read_data_files(
     store: Store, name: str, paths: list[str], columns: list[str] | None = None, where: pc.Expression | None = None
 ) -> pa.Table:

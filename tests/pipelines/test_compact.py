@@ -12,7 +12,7 @@ from coca.tokenizer import Tokenizer
 from pipelines import compact as compact_module
 from pipelines.compact import compact
 from pipelines.lease import hold_lease
-from pipelines.tables import DataFile, file_schema, open_table, read_files, table_files
+from pipelines.tables import DataFile, file_schema, open_table, read_data_files, table_files
 from pipelines.verify import verify
 from tests.pipelines.published import Pair, Published, everything, pairs
 
@@ -27,7 +27,8 @@ def published(tmp_path: Path, tokenizer: Tokenizer) -> Published:
 def events(published: Published, version: int) -> pa.Table:
     delta_version = Dataset(published.uri, version).record.links.delta_version
     order = [("sample_id", "ascending"), ("event_at", "ascending")]
-    return read_files(published.store, "links", delta_version, BODY).sort_by(order)
+    files = table_files(open_table(published.store, "links", delta_version))
+    return read_data_files(published.store, "links", sorted(files), BODY).sort_by(order)
 
 
 @pytest.mark.parametrize("where", ["disk", "s3"])

@@ -17,7 +17,7 @@ from coca.withdrawn import WITHDRAWN, append_withdrawn
 from pipelines.scorer import ScoreFiles, ScorerSpec
 from pipelines.select import SelectResult, select_dataset
 from pipelines.select_config import SelectConfig
-from pipelines.tables import commit_files, open_table, read_files
+from pipelines.tables import commit_files, open_table, read_data_files, table_files
 from tests.stored_dataset import annotations, picture, publish, row, snapshot
 
 CONFIG = {
@@ -93,7 +93,8 @@ def test_the_ledger_follows(dataset: Dataset) -> None:
     result = select(dataset, min_words=2, duplicates="perceptual")
     record = Dataset(dataset.store.uri).record
     columns = ["sample_id", "caption", "reason", "state", "stored", "etag", "refresh_id", "next_check_at", "attempts"]
-    events = read_files(dataset.store, "links", record.links.delta_version, columns).to_pylist()
+    files = table_files(open_table(dataset.store, "links", record.links.delta_version))
+    events = read_data_files(dataset.store, "links", sorted(files), columns).to_pylist()
     assert len(events) == record.links.rows == 10 + result.verdicts_changed
     new = {event["caption"]: event for event in events if event["refresh_id"] != "first"}
     lost = refused(dataset)
