@@ -1,7 +1,8 @@
 """The clients of S3, patient with a store that answers 503, late, cut short or not at all.
 
 Each client tries its requests again by itself, ``AWS_MAX_ATTEMPTS`` times (10 where that is not set). What none of them
-notices or takes on - an answer that ends early, or the loss of the answer to what was done - :func:`retry` does.
+notices or takes on - an answer that ends early, or the loss of the answer to what was done - :func:`retry` does, as
+often.
 """
 
 import os
@@ -16,7 +17,7 @@ import pyarrow.fs as pafs
 from coca.errors import BadInput, RunFailed
 
 _ATTEMPTS = 10
-_ACTIONS = 5
+_LONGEST_PAUSE = 5
 _CONNECT_TIMEOUT_S = 10
 # Without a byte for so long, an answer is not waited for any more.
 _READ_TIMEOUT_S = 60
@@ -111,7 +112,8 @@ def retry(uri: str, action: Callable[[], Result], *also: type[Exception]) -> Res
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
     except ImportError:
         raise _no_boto3() from None
-    for left in reversed(range(_ACTIONS)):
+    attempts = max_attempts()
+    for attempt in range(1, attempts + 1):
         try:
             return action()
         except (FileNotFoundError, PermissionError, RunFailed, BadInput):
@@ -121,9 +123,9 @@ def retry(uri: str, action: Callable[[], Result], *also: type[Exception]) -> Res
         except (OSError, BotoCoreError, *also) as error:
             problem = _one_line(error)
             lasts = isinstance(error, NoCredentialsError) or "ACCESS_DENIED" in problem
-        if lasts or not left:
+        if lasts or attempt == attempts:
             break
-        time.sleep(random.uniform(0.1, 0.5) * (_ACTIONS - left))
+        time.sleep(random.uniform(0.1, 0.5) * min(attempt, _LONGEST_PAUSE))
     if lasts:
         raise OSError(f"{uri}: {problem}")
     raise StoreFailed(f"{uri} does not answer as it should: {problem}; run the same command again once it does")

@@ -37,6 +37,8 @@ class Faults:
     slow: float = 0.0
     """The answer comes ``slow_s`` late, its body in pieces."""
     slow_s: float = 0.5
+    in_a_row: int = 2
+    """Faults that befall the same line one after the other; then an answer comes through."""
 
     @classmethod
     def all(cls, rate: float) -> "Faults":
@@ -102,6 +104,7 @@ class _Proxy:
         self._host, self._port, self._seed = parts.hostname, parts.port, seed
         self._faults, self._only = Faults(), ""
         self._seen: Counter[str] = Counter()
+        self._in_a_row: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
 
     async def serve(self) -> None:
@@ -130,6 +133,9 @@ class _Proxy:
         self._seen[request.line] += 1
         random_ = random.Random(f"{self._seed} {request.line} {self._seen[request.line]}")
         fault = self._faults.choose(random_) if re.search(self._only, request.line) else ""
+        if self._in_a_row[request.line] >= self._faults.in_a_row:
+            fault = ""
+        self._in_a_row[request.line] = self._in_a_row[request.line] + 1 if fault else 0
         self._counts[fault] += 1
         if fault == "slow_down":
             writer.write(_error(503, "SlowDown", request.line))

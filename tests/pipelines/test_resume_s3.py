@@ -39,6 +39,9 @@ def proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]
         yield proxy
 
 
+AWAY = Faults(slow_down=1.0, in_a_row=10**9)
+
+
 def one_kind(kind: str, rate: float) -> Faults:
     return Faults(**{kind: rate, "slow_s": 0.05})
 
@@ -169,7 +172,7 @@ def test_a_table_is_replaced_once(s3: str, proxy: FaultyS3, kind: str) -> None:
 def test_links_are_read_whole_or_not_at_all(s3: str, proxy: FaultyS3) -> None:
     text = "url,caption\n" + "".join(f"http://example.com/{number},a picture\n" for number in range(5000))
     Store(s3).write("links.csv", text.encode())
-    proxy.set(one_kind("cut", 0.4), only="links.csv")
+    proxy.set(one_kind("cut", 0.3), only="links.csv")
     for _ in range(8):
         with open_links(f"{s3}/links.csv", 1) as source:
             assert source.read() == text.encode()
@@ -206,7 +209,7 @@ def test_where_s3_stays_away_the_command_says_so_and_goes_on_later(
     config, expected = undisturbed
     config = config.model_copy(update={"to": f"{s3}/dataset"})
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    proxy.set(Faults(slow_down=1.0), only="/dataset/")
+    proxy.set(AWAY, only="/dataset/")
     command = Command(config, tmp_path)
     failed = command.run()
     assert (failed.returncode, failed.stdout) == (1, "")
@@ -214,7 +217,7 @@ def test_where_s3_stays_away_the_command_says_so_and_goes_on_later(
     assert line.startswith(f"error: {config.to} does not answer as it should: ")
     assert line.endswith("run the same command again once it does")
     # It goes away in the middle, right before the first commit.
-    proxy.set(Faults(slow_down=1.0), only="PUT .*/samples/_delta_log/0*1.json")
+    proxy.set(AWAY, only="PUT .*/samples/_delta_log/0*1.json")
     with pytest.raises(StoreFailed, match="does not answer"):
         refresh(config)
     assert isinstance(StoreFailed(""), RunFailed)
@@ -270,7 +273,7 @@ def test_every_process_behind_a_faulty_s3(
             process = command.start()
             assert wait_until(lambda asked=asked: sum(web.requests.values()) > asked + 15, process)
             if seed == 1:
-                proxy.set(Faults(slow_down=1.0))
+                proxy.set(AWAY)
                 _, stderr = process.communicate(timeout=600)
                 assert process.returncode == 1
                 assert "Traceback" not in stderr
