@@ -62,6 +62,7 @@ def make_events(links: pa.Table) -> pa.Table:
         **{name: links[name] for name in ("sample_id", "url", "caption")},
         "state": pa.array(np.where(ok, "ok", "dead")),
         "stored": pa.array(ok),
+        "refresh_id": pa.array(np.full(rows, "r0")),
         "event_at": pa.array([NOW], EVENTS.field("event_at").type).take(pa.array(np.zeros(rows, dtype=np.int64))),
     }
     return pa.table({f.name: known.get(f.name, pa.nulls(rows, f.type)) for f in EVENTS}).cast(EVENTS)

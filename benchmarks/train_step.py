@@ -25,11 +25,11 @@ import torch
 from peers.client import OpenClip
 from torch import Tensor
 
-from coca.config import LossConfig
 from coca.cost import TRAINING, flops
 from coca.model import CoCa
 from coca.objective import Objective
 from coca.open_clip import to_open_clip
+from coca.train_config import LossConfig
 from coca.variants import VARIANTS
 
 LEARNING_RATE = 1e-5

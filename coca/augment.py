@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from coca.config import AugmentConfig
 from coca.images import model_pixels
+from coca.train_config import AugmentConfig
 
 
 def random_view(

@@ -1,4 +1,4 @@
-"""Configuration of the model and of one training run."""
+"""Configuration of the model, of what it is fed and of how it writes."""
 
 from typing import Annotated, Literal, Self
 
@@ -13,7 +13,8 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
+def check_divides(small_name: str, small: int, large_name: str, large: int) -> None:
+    """Raises ValueError, naming both, unless ``small`` divides ``large``."""
     if large % small:
         raise ValueError(f"{small_name} = {small} does not divide {large_name} = {large}")
 
@@ -60,8 +61,8 @@ class ViTConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _divides("patch_size", self.patch_size, "image_size", self.image_size)
-        _divides("heads", self.heads, "width", self.width)
+        check_divides("patch_size", self.patch_size, "image_size", self.image_size)
+        check_divides("heads", self.heads, "width", self.width)
         return self
 
 
@@ -93,8 +94,8 @@ class ResNetConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _divides("groups", self.groups, "width", self.width)
-        _divides("the stride of all stages", self.stride, "image_size", self.image_size)
+        check_divides("groups", self.groups, "width", self.width)
+        check_divides("the stride of all stages", self.stride, "image_size", self.image_size)
         return self
 
 
@@ -147,8 +148,8 @@ class TextConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _divides("heads", self.heads, "width", self.width)
-        _divides("multimodal_heads", self.decoder_heads, "width", self.width)
+        check_divides("heads", self.heads, "width", self.width)
+        check_divides("multimodal_heads", self.decoder_heads, "width", self.width)
         return self
 
 
@@ -181,7 +182,7 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _divides("pooler_heads", self.pooler_heads, "text.width", self.text.width)
+        check_divides("pooler_heads", self.pooler_heads, "text.width", self.text.width)
         if self.pooling == "open_clip" and self.caption_queries == 1:
             raise ValueError("caption_queries = 1 leaves no image token to the decoder: open_clip's pooling keeps one")
         return self
@@ -219,7 +220,7 @@ class GenerationConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _divides("beam_groups", self.beam_groups, "beams", self.beams)
+        check_divides("beam_groups", self.beam_groups, "beams", self.beams)
         if self.beams > 1 and self.temperature > 0:
             raise ValueError(f"beams = {self.beams} and temperature = {self.temperature:g}: search or sample, not both")
         if self.max_length is not None and self.min_length > self.max_length:
@@ -236,100 +237,3 @@ class Preprocessing(Config):
     """Subtracted per channel, on the scale 0..1."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 0.5, 0.5)
     """Divided by per channel, after the mean."""
-
-
-class AugmentConfig(Config):
-    """What varies in a training picture from pass to pass."""
-
-    min_crop_area: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Smallest share of the largest square that a random crop keeps; 1 trains on the centre crop."""
-    patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the patches of each picture that a ViT does not see in training (Li et al. 2022)."""
-
-
-class LossConfig(Config):
-    """Weights of the two losses; the paper's are 1 and 2."""
-
-    contrastive_weight: NonNegative = 1.0
-    """Weight of the symmetric contrastive loss."""
-    captioning_weight: NonNegative = 2.0
-    """Weight of the captioning cross-entropy."""
-    contrastive: Literal["softmax", "sigmoid"] = "softmax"
-    """softmax over the global batch as in the paper, or a sigmoid for each pair (Zhai et al. 2023)."""
-    repeated_captions: Literal["negatives", "ignored"] = "negatives"
-    """What the pictures of other pairs with the same caption are to a pair in the contrastive loss."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the captioning target spread evenly over the vocabulary."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.contrastive_weight == 0 and self.captioning_weight == 0:
-            raise ValueError("both loss weights are 0: nothing would be learned; set one above 0")
-        return self
-
-
-class OptimizerConfig(Config):
-    """The optimizer and its schedule: linear warm-up, then linear decay to zero as in the paper, or cosine."""
-
-    name: Literal["adamw", "muon"] = "adamw"
-    """adamw for all, or muon for the hidden matrices and adamw for the rest."""
-    learning_rate: Annotated[float, Field(gt=0)] = 8e-4
-    """Peak rate of AdamW's parameters."""
-    muon_learning_rate: Annotated[float, Field(gt=0)] = 0.02
-    """Peak rate of Muon's matrices."""
-    weight_decay: NonNegative = 0.01
-    """Decoupled decay, on matrices only."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """AdamW's moment decays."""
-    warmup_fraction: Fraction = 0.02
-    """Share of the steps over which the rate rises."""
-    schedule: Literal["linear", "cosine"] = "linear"
-    """Shape of the decay after the warm-up."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are scaled down to this global norm."""
-
-
-class TrainConfig(Config):
-    """One training run: what decides its numbers. Where it runs is `jobs.config.TrainRunConfig`."""
-
-    model: ModelConfig = ModelConfig()
-    """The architecture."""
-    augment: AugmentConfig = AugmentConfig()
-    """The random views of the pictures."""
-    loss: LossConfig = LossConfig()
-    """The loss weights."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """The optimizer and its schedule."""
-    steps: Positive = 1000
-    """Optimizer steps of the whole run."""
-    batch_size: Positive = 96
-    """Samples of the global batch, all workers together."""
-    lanes: Positive = 12
-    """Parallel streams of samples: divides batch_size; the number of workers must divide it."""
-    shuffle_window: Positive = 4
-    """Row groups within which a lane shuffles samples."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Of the weights and of the order of the data."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs the matrix products under autocast."""
-    activation_checkpointing: bool = False
-    """Keep only each block's input for the backward pass and compute the rest again: less memory, a third more work."""
-    compile: bool = False
-    """Compile model and losses with torch.compile; needs a C++ compiler on a CPU."""
-    log_every: Positive = 10
-    """Steps between lines of metrics.jsonl."""
-    checkpoint_every: Positive = 100
-    """Steps between checkpoints; the last step always makes one."""
-    keep_checkpoints: Positive = 2
-    """Newest checkpoints that are kept."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _divides("lanes", self.lanes, "batch_size", self.batch_size)
-        if self.loss.contrastive == "sigmoid" and self.model.initial_logit_bias is None:
-            raise ValueError("loss.contrastive = sigmoid needs a bias: set model.initial_logit_bias, to -10 say")
-        if self.loss.contrastive == "softmax" and self.model.initial_logit_bias is not None:
-            raise ValueError("model.initial_logit_bias is for loss.contrastive = sigmoid: leave it away with softmax")
-        if self.augment.patch_dropout and self.model.vision.kind != "vit":
-            raise ValueError("augment.patch_dropout is for a ViT: a ResNet has no patches, set it to 0")
-        return self

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from coca.augment import kept_patches, random_view
-from coca.config import Preprocessing, TrainConfig
+from coca.config import Preprocessing
 from coca.dataset import Dataset
 from coca.errors import RunFailed
 from coca.images import ImageLimits, ImageProblem, decode_rgb
 from coca.order import Order
+from coca.train_config import TrainConfig
 
 DecodeMap = Callable[[Callable[["Picture"], np.ndarray], Iterable["Picture"]], Iterable[np.ndarray]]
 """Applies a function to pictures in order: `map`, or the `map` of a pool of threads."""

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from coca.config import LossConfig
 from coca.losses import caption_ids, contrastive_loss, fused_captioning_loss, sigmoid_loss
 from coca.model import CoCa
+from coca.train_config import LossConfig
 
 
 class Losses(NamedTuple):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from coca.config import OptimizerConfig
+from coca.train_config import OptimizerConfig
 
 
 class Optimizer:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from coca.checkpoint import ResumeState, checkpoint_path, load_resume, save_checkpoint
 from coca.code_version import code_version
-from coca.config import Preprocessing, TrainConfig
+from coca.config import Preprocessing
 from coca.dataset import Dataset
 from coca.distributed import all_gather_list, rank, sum_over_ranks, world_size
 from coca.errors import BadInput, RunFailed
@@ -23,6 +23,7 @@ from coca.model import CoCa
 from coca.objective import Losses, Objective
 from coca.optim import Optimizer
 from coca.run_folder import RunFolder
+from coca.train_config import TrainConfig
 
 Report = Callable[[dict[str, Any]], None]
 

@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from coca.config import TrainConfig
+from coca.train_config import TrainConfig
 from coca.typed_config import Config
 
 Positive = Annotated[int, Field(gt=0)]

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from coca.config import AugmentConfig, OptimizerConfig, TrainConfig
 from coca.errors import BadInput
+from coca.train_config import AugmentConfig, OptimizerConfig, TrainConfig
 from coca.variants import small, small_resnet
 
 

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from coca.checkpoint import checkpoint_path, read_fixed
-from coca.config import TrainConfig
 from coca.dataset import Dataset, list_versions
 from coca.errors import BadInput
 from coca.progress import Progress, polling
 from coca.run_folder import RunFolder
 from coca.storage import Store
+from coca.train_config import TrainConfig
 from jobs.config import TrainRunConfig, WorkersConfig
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from coca.config import LossConfig
 from coca.errors import BadInput, RunFailed
 from coca.evaluate import evaluate_retrieval, perplexity, read_evaluation_set
 from coca.progress import Progress, polling
 from coca.run_folder import RunFolder
 from coca.storage import Store, open_file
+from coca.train_config import LossConfig
 from jobs.config import TrainRunConfig, TuneConfig
 from jobs.train import check_fit, open_dataset, run_training
 

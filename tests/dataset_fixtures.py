@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from coca.config import ModelConfig, TextConfig, TrainConfig, ViTConfig
+from coca.config import ModelConfig, TextConfig, ViTConfig
 from coca.contract import ANNOTATIONS, ROW_GROUPS, SAMPLES
 from coca.dataset import Dataset
 from coca.tokenizer import Tokenizer, train_bpe
+from coca.train_config import TrainConfig
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 200), "white": (240, 240, 240)}
 MakeDataset = Callable[..., Dataset]

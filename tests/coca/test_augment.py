@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image
 
 from coca.augment import kept_patches, random_view
-from coca.config import AugmentConfig
 from coca.images import model_pixels
+from coca.train_config import AugmentConfig
 
 GRADIENT = np.add.outer(np.arange(60), 2 * np.arange(80)).astype(np.uint8)
 IMAGE = Image.fromarray(np.stack([GRADIENT] * 3, axis=-1))

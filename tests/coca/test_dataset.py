@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from coca.config import TrainConfig
 from coca.dataset import Dataset
 from coca.errors import BadInput
+from coca.train_config import TrainConfig
 from coca.withdrawn import WITHDRAWN, append_withdrawn
 
 MakeDataset = Callable[..., Dataset]

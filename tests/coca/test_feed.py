@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from coca.config import AugmentConfig, Preprocessing, TrainConfig
+from coca.config import Preprocessing
 from coca.dataset import Dataset
 from coca.errors import BadInput, RunFailed
 from coca.feed import Batch, Feed, _prefetch, batch_digest, normalize, pad_tokens
+from coca.train_config import AugmentConfig, TrainConfig
 
 MakeDataset = Callable[..., Dataset]
 

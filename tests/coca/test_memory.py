@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F  # noqa: N812
 
-from coca.config import LossConfig, ModelConfig
+from coca.config import ModelConfig
 from coca.layers import Block, CrossBlock
 from coca.memory import Precision, memory
 from coca.model import CoCa
 from coca.objective import Objective
+from coca.train_config import LossConfig
 from coca.variants import variant
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from coca.config import LossConfig, ModelConfig, ResNetConfig, TextConfig, ViTConfig
+from coca.config import ModelConfig, ResNetConfig, TextConfig, ViTConfig
 from coca.errors import BadInput
 from coca.model import CoCa
 from coca.objective import Objective
+from coca.train_config import LossConfig
 from coca.typed_config import build_config
 from coca.variants import VARIANTS
 

@@ -5,10 +5,11 @@ import shutil
 import pytest
 import torch
 
-from coca.config import LossConfig, ModelConfig
+from coca.config import ModelConfig
 from coca.losses import captioning_loss, contrastive_loss
 from coca.model import CoCa
 from coca.objective import Objective
+from coca.train_config import LossConfig
 
 TOKENS = torch.tensor([[1, 9, 8, 2], [1, 7, 2, 0], [1, 9, 8, 2], [1, 5, 6, 2]])
 

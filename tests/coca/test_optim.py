@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from coca.config import ModelConfig, OptimizerConfig
+from coca.config import ModelConfig
 from coca.model import CoCa
 from coca.optim import Optimizer, schedule
+from coca.train_config import OptimizerConfig
 
 
 def test_linear_schedule() -> None:

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from coca.checkpoint import list_checkpoints, load_checkpoint
-from coca.config import AugmentConfig, LossConfig, OptimizerConfig, TrainConfig
 from coca.dataset import Dataset
 from coca.errors import BadInput, RunFailed
 from coca.run_folder import RunFolder
 from coca.train import check_same_run, fixed_fields, train
+from coca.train_config import AugmentConfig, LossConfig, OptimizerConfig, TrainConfig
 
 MakeDataset = Callable[..., Dataset]
 FIELDS = ["step", "samples_seen", "batch_digest", "loss", "contrastive_loss", "captioning_loss", "learning_rate"]
@@ -139,7 +139,7 @@ def test_only_the_newest_checkpoints_are_kept(
 
 RANK_SCRIPT = """
 import os, sys, traceback, torch, torch.distributed as dist
-from coca.config import TrainConfig
+from coca.train_config import TrainConfig
 from coca.dataset import Dataset
 from coca.run_folder import RunFolder
 from coca.train import train

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from coca.config import ResNetConfig, TrainConfig
+from coca.config import ResNetConfig
 from coca.errors import BadInput
+from coca.train_config import TrainConfig
 from coca.typed_config import resolve_config
 from jobs.recipes import scenes_resnet
 

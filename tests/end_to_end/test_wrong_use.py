@@ -19,12 +19,12 @@ import pytest
 import torch
 from deltalake import write_deltalake
 
-from coca.config import TrainConfig
 from coca.contract import ANNOTATIONS, LINKS, SAMPLES
 from coca.dataset import Dataset
 from coca.run_folder import RunFolder
 from coca.tokenizer import Tokenizer, train_bpe
 from coca.train import train
+from coca.train_config import TrainConfig
 
 NOBODY = "127.0.0.1:1"
 TRAIN = "train --recipe scenes --set train.lanes=4 --out new"

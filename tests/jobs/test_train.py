@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from coca.checkpoint import load_checkpoint
-from coca.config import TrainConfig
 from coca.dataset import Dataset
 from coca.errors import BadInput
 from coca.run_folder import RunFolder
 from coca.train import train
+from coca.train_config import TrainConfig
 from jobs.cluster import ClusterInfo
 from jobs.config import TrainRunConfig, WorkersConfig
 from jobs.train import open_dataset, run_training
