@@ -1,19 +1,21 @@
 """Plain checkpoints: safetensors and JSON, no pickle, a manifest with sizes and SHA-256 written last.
 
-| file                  | holds                                                         | needed to |
-| --------------------- | ------------------------------------------------------------- | --------- |
-| model.safetensors     | the weights                                                   | use       |
-| config.json           | the architecture, where the weights come from, the step       | use       |
-| tokenizer.json        | the tokenizer; imported weights may lack it                   | use       |
-| preprocessing.json    | image size, mean and std                                      | use       |
-| optimizer.safetensors | optimizer state and the random state of torch                 | resume    |
-| resume.json           | position in the data, and the config the run cannot change    | resume    |
-| manifest.json         | size and SHA-256 of each file above; without it there is none | trust     |
+| file               | holds                                                               | needed to |
+| ------------------ | ------------------------------------------------------------------- | --------- |
+| model.safetensors  | the weights                                                         | use       |
+| config.json        | the architecture, where the weights come from, the step             | use       |
+| tokenizer.json     | the tokenizer; imported weights may lack it                         | use       |
+| preprocessing.json | image size, mean and std                                            | use       |
+| resume.json        | position in the data, the config the run cannot change, counters    | resume    |
+| state/             | weights, optimizer, averages, random state (`coca.sharded_state`)   | resume    |
+| manifest.json      | size and SHA-256 of each file above; without it there is none       | trust     |
+
+What a run needs to resume is written by `coca.checkpoint_saver` and read by `coca.restore`; imports lack it.
 """
 
-import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -25,13 +27,12 @@ from torch import Tensor
 
 from coca.config import ModelConfig, Preprocessing
 from coca.errors import BadInput
+from coca.manifest import DAMAGED, MANIFEST, file_entry, read_json, read_listed, read_manifest, write_manifest
 from coca.model import CoCa
 from coca.storage import Store
 from coca.tokenizer import Tokenizer
 from coca.typed_config import C, Config, build_config
 
-MANIFEST = "manifest.json"
-_DAMAGED = "The checkpoint is damaged: use another"
 _FOLDER = re.compile(r"step_(\d{9,})")
 Count = Annotated[int, Field(ge=0)]
 
@@ -45,15 +46,6 @@ class ModelFile(Config):
     """Optimizer steps that made the weights."""
     provenance: dict[str, Any]
     """Dataset, its version, code version, seed."""
-
-
-class ResumeFile(Config):
-    """resume.json."""
-
-    position: Count
-    """Global batches consumed."""
-    fixed: dict[str, Any]
-    """Config fields that a resumed run must share."""
 
 
 @dataclass
@@ -80,13 +72,27 @@ class Checkpoint:
         return self.own_tokenizer
 
 
-@dataclass
-class ResumeState:
-    """What a run needs beside the weights to go on."""
+@dataclass(frozen=True)
+class PlainParts:
+    """What a plain checkpoint is written from."""
 
-    optimizer: dict[str, Tensor]
-    position: int  # global batches consumed
-    fixed: dict[str, Any]  # config fields that a resumed run must share
+    weights: dict[str, Tensor]
+    """Of the whole model, for use: the averaged ones where a run keeps them."""
+    config: ModelConfig
+    tokenizer: Tokenizer | None
+    preprocessing: Preprocessing
+    provenance: dict[str, Any]
+    """Dataset, its version, code version, seed."""
+    step: int
+    """Optimizer steps that made the weights."""
+
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        """Each file's name and bytes, one after the other."""
+        yield "model.safetensors", safetensors.torch.save(_contiguous(self.weights))
+        yield "config.json", _json(ModelFile(model=self.config, step=self.step, provenance=self.provenance))
+        yield "preprocessing.json", _json(self.preprocessing)
+        if self.tokenizer is not None:
+            yield "tokenizer.json", self.tokenizer.to_json().encode()
 
 
 def save_checkpoint(
@@ -98,25 +104,15 @@ def save_checkpoint(
     preprocessing: Preprocessing,
     step: int,
     provenance: dict[str, Any],
-    resume: ResumeState | None = None,
 ) -> None:
     """Write a checkpoint folder ``path`` of ``store``; it counts only once its manifest, the last file, is there."""
-    files = {
-        "model.safetensors": safetensors.torch.save(_contiguous(model.state_dict())),
-        "config.json": _json(ModelFile(model=model.config, step=step, provenance=provenance)),
-        "preprocessing.json": _json(preprocessing),
-    }
-    if tokenizer is not None:
-        files["tokenizer.json"] = tokenizer.to_json().encode()
-    if resume is not None:
-        tensors = {**resume.optimizer, "rng/torch": torch.get_rng_state()}
-        files["optimizer.safetensors"] = safetensors.torch.save(_contiguous(tensors))
-        files["resume.json"] = _json(ResumeFile(position=resume.position, fixed=resume.fixed))
+    parts = PlainParts(model.state_dict(), model.config, tokenizer, preprocessing, provenance, step)
+    entries = {}
     store.delete(path)
-    for name, data in files.items():
+    for name, data in parts.files():
         store.write(f"{path}/{name}", data)
-    entries = {name: _entry(data) for name, data in files.items()}
-    store.write(f"{path}/{MANIFEST}", json.dumps({"files": entries}, indent=1).encode())
+        entries[name] = file_entry(data)
+    write_manifest(store, path, entries)
 
 
 def load_checkpoint(uri: str) -> Checkpoint:
@@ -191,32 +187,6 @@ def load_model(uri: str) -> CoCa:
     return load_checkpoint(uri).model
 
 
-def load_resume(store: Store, path: str, model: CoCa) -> ResumeState:
-    """Load weights into ``model`` and give back the rest of a run's state; torch's random state is restored.
-
-    Raises:
-        BadInput: the checkpoint is damaged or holds no resume state.
-    """
-    files = _read_resume(store, path)
-    folder = store.child(path)
-    weights = _tensors(files["model.safetensors"], folder, "model.safetensors")
-    _check_weights(model, weights, folder.uri)
-    model.load_state_dict(weights)
-    optimizer = _tensors(files["optimizer.safetensors"], folder, "optimizer.safetensors")
-    torch.set_rng_state(optimizer.pop("rng/torch"))
-    values = _parse(ResumeFile, files["resume.json"], folder, "resume.json")
-    return ResumeState(optimizer, values.position, values.fixed)
-
-
-def read_fixed(store: Store, path: str) -> dict[str, Any]:
-    """The config fields that a run resumed from ``path`` must share.
-
-    Raises:
-        BadInput: any file of the checkpoint is damaged, or it holds no resume state.
-    """
-    return _parse(ResumeFile, _read_resume(store, path)["resume.json"], store.child(path), "resume.json").fixed
-
-
 def checkpoint_path(step: int) -> str:
     """Where a run folder keeps the checkpoint of a step."""
     return f"checkpoints/step_{step:09d}"
@@ -246,36 +216,13 @@ def _newest(store: Store) -> Store:
     return store
 
 
-def _read_resume(store: Store, path: str) -> dict[str, bytes]:
-    try:
-        return _read_verified(store.child(path), ("model.safetensors", "optimizer.safetensors", "resume.json"))[0]
-    except BadInput as problem:
-        raise BadInput(problem.cause, f"Remove {store.uri}/{path} to go on from the checkpoint before it") from None
-
-
 def _read_verified(
     store: Store, names: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> tuple[dict[str, bytes], str]:
-    try:
-        manifest = store.read(MANIFEST)
-    except (FileNotFoundError, NotADirectoryError):
-        raise BadInput(
-            f"{store.uri} is not a checkpoint: it holds no {MANIFEST}",
-            "Name a folder that `coca train` wrote",
-        ) from None
-    entries = _read_json(manifest, store, MANIFEST).get("files")
-    files = {}
-    for name in (*names, *(name for name in optional if isinstance(entries, dict) and name in entries)):
-        if not isinstance(entries, dict) or name not in entries:
-            raise BadInput(f"{store.uri} lists no {name}", "It cannot be used for this: name another checkpoint")
-        try:
-            data = store.read(name)
-        except FileNotFoundError:
-            raise BadInput(f"{store.uri}/{name} is missing", _DAMAGED) from None
-        if entries[name] != _entry(data):
-            raise BadInput(f"{store.uri}/{name} does not match its SHA-256 in the manifest", _DAMAGED)
-        files[name] = data
-    return files, _sha256(manifest)[:16]
+    entries, manifest = read_manifest(store)
+    wanted = (*names, *(name for name in optional if name in entries))
+    files = {name: read_listed(store, name, entries) for name in wanted}
+    return files, file_entry(manifest)["sha256"][:16]
 
 
 def _tokenizer(data: bytes, store: Store) -> Tokenizer:
@@ -283,7 +230,7 @@ def _tokenizer(data: bytes, store: Store) -> Tokenizer:
     try:
         return Tokenizer.from_json(data.decode(), source=source)
     except UnicodeDecodeError as error:
-        raise BadInput(f"{source} is not text: {error}", _DAMAGED) from None
+        raise BadInput(f"{source} is not text: {error}", DAMAGED) from None
 
 
 def _check_parts(config: ModelConfig, tokenizer: Tokenizer | None, preprocessing: Preprocessing, store: Store) -> None:
@@ -314,24 +261,14 @@ def _tensors(data: bytes, store: Store, name: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except SafetensorError as error:
-        raise BadInput(f"{store.uri}/{name} is not a safetensors file: {error}", _DAMAGED) from None
+        raise BadInput(f"{store.uri}/{name} is not a safetensors file: {error}", DAMAGED) from None
 
 
 def _parse(kind: type[C], data: bytes, store: Store, name: str) -> C:
     try:
-        return build_config(kind, _read_json(data, store, name))
+        return build_config(kind, read_json(data, store, name))
     except BadInput as problem:
-        raise BadInput(f"{store.uri}/{name}: {problem.cause}", _DAMAGED) from None
-
-
-def _read_json(data: bytes, store: Store, name: str) -> dict[str, Any]:
-    try:
-        values = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{store.uri}/{name} is not JSON: {error}", _DAMAGED) from None
-    if not isinstance(values, dict):
-        raise BadInput(f"{store.uri}/{name} holds no JSON object", _DAMAGED)
-    return values
+        raise BadInput(f"{store.uri}/{name}: {problem.cause}", DAMAGED) from None
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -340,11 +277,3 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _json(values: Config) -> bytes:
     return json.dumps(values.model_dump(mode="json"), indent=1).encode()
-
-
-def _entry(data: bytes) -> dict[str, Any]:
-    return {"bytes": len(data), "sha256": _sha256(data)}
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -59,6 +59,10 @@ class Dataset:
     def __reduce__(self) -> tuple[type["Dataset"], tuple[str, int, tuple[str, ...]]]:
         return type(self), (self.store.uri, self.record.version, self.withdrawn_files)
 
+    def with_withdrawn(self, files: tuple[str, ...]) -> "Dataset":
+        """The same version without what these files of the withdrawn list name, instead of its own."""
+        return Dataset(self.store.uri, self.record.version, files)
+
     @cached_property
     def withdrawn(self) -> Withdrawn:
         """What is left out of this version, and of every other."""
@@ -129,7 +133,8 @@ class Dataset:
             raise self._inconsistent(f"{where} has {selected.sum()} selected rows, the index says {group['selected']}")
         table = samples.append_column("tokens", notes["tokens"])
         if only_selected:
-            return table.filter(selected)
+            # Most row groups need no copy of their pictures.
+            return table if selected.all() else table.filter(selected)
         table = table.append_column("selected", notes["selected"]).append_column("reason", notes["reason"])
         return table if kept.all() else table.filter(kept)
 

@@ -6,7 +6,7 @@ Shapes: N pictures, M texts, B batch, C channels, H height, W width, T tokens, E
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,18 +15,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from coca.checkpoint import Checkpoint
+from coca.config import Preprocessing
 from coca.errors import BadInput
 from coca.feed import normalize, pad_tokens
 from coca.generate import generate
 from coca.images import ImageLimits, ImageProblem, decode_rgb, model_pixels
 from coca.likelihood import caption_log_likelihood
-from coca.losses import captioning_loss
+from coca.model import CoCa
 from coca.retrieval import recall_at_k
 from coca.storage import open_file
+from coca.tokenizer import Tokenizer
 
 BATCH = 64
 ClassifyBy = Literal["embedding", "likelihood"]
+
+
+class Captioner(Protocol):
+    """What is evaluated: a `coca.checkpoint.Checkpoint`, or a model in training with what its inputs need."""
+
+    @property
+    def model(self) -> CoCa: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def preprocessing(self) -> Preprocessing: ...
 
 
 @dataclass
@@ -38,8 +52,11 @@ class EvaluationSet:
     labels: list[str] | None
 
 
-def read_evaluation_set(uri: str) -> EvaluationSet:
+def read_evaluation_set(uri: str, option: str = "--data") -> EvaluationSet:
     """A Parquet file with `image` (encoded bytes), `captions` (list of strings) and, optionally, `label`.
+
+    Args:
+        option: what gave the uri, for the messages.
 
     Raises:
         BadInput: no such file, not Parquet, a column missing, no rows, or a picture without captions.
@@ -49,11 +66,11 @@ def read_evaluation_set(uri: str) -> EvaluationSet:
         with store.filesystem.open_input_file(store.path(name)) as source:
             table = pq.read_table(source)
     except FileNotFoundError:
-        raise BadInput(f"there is no evaluation set {uri}", "Give --data a Parquet file") from None
+        raise BadInput(f"there is no evaluation set {uri}", f"Give {option} a Parquet file") from None
     except pa.ArrowInvalid as error:
-        raise BadInput(f"{uri} is not Parquet: {error}", "Give --data a Parquet file") from None
+        raise BadInput(f"{uri} is not Parquet: {error}", f"Give {option} a Parquet file") from None
     except OSError as error:  # a folder, say
-        raise BadInput(f"cannot read the evaluation set {uri}: {error}", "Give --data a Parquet file") from None
+        raise BadInput(f"cannot read the evaluation set {uri}: {error}", f"Give {option} a Parquet file") from None
     for column in ("image", "captions"):
         if column not in table.column_names:
             raise BadInput(
@@ -61,7 +78,7 @@ def read_evaluation_set(uri: str) -> EvaluationSet:
                 "An evaluation set has `image` (bytes) and `captions` (list of strings)",
             )
     if table.num_rows == 0:
-        raise BadInput(f"{uri} has no rows", "Give --data a set with pictures")
+        raise BadInput(f"{uri} has no rows", f"Give {option} a set with pictures")
     labels = _column(table, "label", pa.string(), uri) if "label" in table.column_names else None
     images, captions = _column(table, "image", pa.binary(), uri), _column(table, "captions", pa.list_(pa.string()), uri)
     empty = next((index for index, texts in enumerate(captions) if not texts or None in texts), None)
@@ -80,9 +97,9 @@ def _column(table: pa.Table, name: str, kind: pa.DataType, uri: str) -> list[Any
         raise BadInput(f"{uri}: column {name!r} holds {column.type}, not {kind}", "Write it in that type") from None
 
 
-def evaluate_captions(checkpoint: Checkpoint, data: EvaluationSet) -> dict[str, Any]:
+def evaluate_captions(captioner: Captioner, data: EvaluationSet) -> dict[str, Any]:
     """Greedy captions: `exact_caption`, the share that equals one of the accepted captions, and the captions."""
-    written = write_captions(checkpoint, data.images)
+    written = write_captions(captioner, data.images)
     exact = [text in [_plain(c) for c in accepted] for text, accepted in zip(written, data.captions, strict=True)]
     return {
         "pictures": len(exact),
@@ -92,12 +109,12 @@ def evaluate_captions(checkpoint: Checkpoint, data: EvaluationSet) -> dict[str, 
     }
 
 
-def evaluate_retrieval(checkpoint: Checkpoint, data: EvaluationSet) -> dict[str, Any]:
+def evaluate_retrieval(captioner: Captioner, data: EvaluationSet) -> dict[str, Any]:
     """Recall at 1, 5 and 10 both ways over the set as one pool; every accepted caption of a picture is a text."""
-    image_features_NE = embed_images(checkpoint, data.images)
+    image_features_NE = embed_images(captioner, data.images)
     texts = [caption for accepted in data.captions for caption in accepted]
     owner = [index for index, accepted in enumerate(data.captions) for _ in accepted]
-    similarity_NM = image_features_NE @ embed_texts(checkpoint, texts).T
+    similarity_NM = image_features_NE @ embed_texts(captioner, texts).T
     recalls = recall_at_k(similarity_NM, torch.tensor(owner))
     chance = {
         "chance_image_to_text_at_1": _mean_share(data.captions),
@@ -107,7 +124,7 @@ def evaluate_retrieval(checkpoint: Checkpoint, data: EvaluationSet) -> dict[str,
 
 
 def evaluate_classification(
-    checkpoint: Checkpoint,
+    captioner: Captioner,
     data: EvaluationSet,
     classes: Sequence[str],
     templates: Sequence[str],
@@ -131,78 +148,91 @@ def evaluate_classification(
         raise BadInput(f"template {bad!r} has no {{}}", "Write {} where the class name goes")
     prompts = [template.replace("{}", name) for name in classes for template in templates]
     scores = _similarities if by == "embedding" else _likelihoods
-    predicted_N = scores(checkpoint, data.images, prompts, len(classes)).argmax(dim=1)
+    predicted_N = scores(captioner, data.images, prompts, len(classes)).argmax(dim=1)
     truth_N = torch.tensor([list(classes).index(label) for label in data.labels])
     accuracy = (predicted_N == truth_N).float().mean().item()
     return {"pictures": len(data.images), "by": by, "zero_shot_accuracy": accuracy, "chance": 1 / len(classes)}
 
 
-def _similarities(checkpoint: Checkpoint, images: Sequence[bytes], prompts: Sequence[str], classes: int) -> Tensor:
+def _similarities(captioner: Captioner, images: Sequence[bytes], prompts: Sequence[str], classes: int) -> Tensor:
     """(N, K) of every picture with every class, whose prompts stand side by side."""
-    prompts_KTE = embed_texts(checkpoint, prompts).unflatten(0, (classes, -1))
-    return embed_images(checkpoint, images) @ F.normalize(prompts_KTE.mean(dim=1), dim=-1).T
+    prompts_KTE = embed_texts(captioner, prompts).unflatten(0, (classes, -1))
+    return embed_images(captioner, images) @ F.normalize(prompts_KTE.mean(dim=1), dim=-1).T
 
 
-def _likelihoods(checkpoint: Checkpoint, images: Sequence[bytes], prompts: Sequence[str], classes: int) -> Tensor:
+def _likelihoods(captioner: Captioner, images: Sequence[bytes], prompts: Sequence[str], classes: int) -> Tensor:
     """(N, K) of every picture with every class, whose prompts stand side by side."""
-    tokens_PT = _tokens(checkpoint, prompts)
+    tokens_PT = tokenize(captioner, prompts)
     parts = [
-        caption_log_likelihood(checkpoint.model, images_BCHW, tokens_PT, step=8)
-        for _, images_BCHW in _image_batches(checkpoint, images)
+        caption_log_likelihood(captioner.model, images_BCHW, tokens_PT, step=8)
+        for _, images_BCHW in image_batches(captioner, images)
     ]
     return torch.cat(parts).unflatten(1, (classes, -1)).mean(dim=2)
 
 
-def perplexity(checkpoint: Checkpoint, data: EvaluationSet) -> float:
-    """exp of the mean negative log-likelihood of a token, over each picture's first accepted caption."""
+def perplexity(captioner: Captioner, data: EvaluationSet) -> float:
+    """exp of ``caption_loss``."""
+    return math.exp(caption_loss(captioner, data))
+
+
+def caption_loss(captioner: Captioner, data: EvaluationSet) -> float:
+    """Mean negative log-likelihood of a token, over each picture's first accepted caption."""
     total, tokens = 0.0, 0
     with torch.inference_mode():
-        for start, images_BCHW in _image_batches(checkpoint, data.images):
-            tokens_BT = _tokens(checkpoint, [c[0] for c in data.captions[start : start + len(images_BCHW)]])
-            logits_BTV = checkpoint.model(images_BCHW, tokens_BT).logits
-            pad_id = checkpoint.tokenizer.pad_id
-            real = int((tokens_BT[:, 1:] != pad_id).sum())
-            total += captioning_loss(logits_BTV, tokens_BT, pad_id).item() * real
-            tokens += real
-    return math.exp(total / tokens)
+        for start, images_BCHW in image_batches(captioner, data.images):
+            tokens_BT = tokenize(captioner, [c[0] for c in data.captions[start : start + len(images_BCHW)]])
+            logits_BTV = captioner.model(images_BCHW, tokens_BT).logits
+            loss, count = token_losses(logits_BTV, tokens_BT, captioner.tokenizer.pad_id)
+            total, tokens = total + loss, tokens + count
+    return total / tokens
 
 
-def write_captions(checkpoint: Checkpoint, images: Sequence[bytes]) -> list[str]:
-    tokenizer = checkpoint.tokenizer
+def token_losses(logits_BTV: Tensor, tokens_BT: Tensor, pad_id: int) -> tuple[float, int]:
+    """(sum of the negative log-likelihoods of all tokens that are no padding, how many they are), on this rank alone.
+
+    Args:
+        logits_BTV: position t predicts token t + 1; T - 1 positions.
+    """
+    target_P = tokens_BT[:, 1:].flatten()
+    logits_PV = logits_BTV.flatten(0, 1).float()
+    loss = F.cross_entropy(logits_PV, target_P, ignore_index=pad_id, reduction="sum")
+    return loss.item(), int((target_P != pad_id).sum())
+
+
+def write_captions(captioner: Captioner, images: Sequence[bytes]) -> list[str]:
+    tokenizer = captioner.tokenizer
     written = []
-    for _, images_BCHW in _image_batches(checkpoint, images):
-        tokens_BT = generate(
-            checkpoint.model,
-            images_BCHW,
-        ).tokens_BT
+    for _, images_BCHW in image_batches(captioner, images):
+        tokens_BT = generate(captioner.model, images_BCHW).tokens_BT
         written += [_plain(tokenizer.decode(row)) for row in tokens_BT.tolist()]
     return written
 
 
-def embed_images(checkpoint: Checkpoint, images: Sequence[bytes]) -> Tensor:
+def embed_images(captioner: Captioner, images: Sequence[bytes]) -> Tensor:
     """Encoded pictures to (N, E) at unit length."""
     with torch.inference_mode():
-        parts = [checkpoint.model.encode_image(batch)[0] for _, batch in _image_batches(checkpoint, images)]
+        parts = [captioner.model.encode_image(batch)[0] for _, batch in image_batches(captioner, images)]
     return torch.cat(parts)
 
 
-def embed_texts(checkpoint: Checkpoint, texts: Sequence[str]) -> Tensor:
+def embed_texts(captioner: Captioner, texts: Sequence[str]) -> Tensor:
     """Captions to (M, E) at unit length."""
     with torch.inference_mode():
         parts = [
-            checkpoint.model.encode_text(_tokens(checkpoint, texts[start : start + BATCH]))
+            captioner.model.encode_text(tokenize(captioner, texts[start : start + BATCH]))
             for start in range(0, len(texts), BATCH)
         ]
     return torch.cat(parts)
 
 
-def _image_batches(checkpoint: Checkpoint, images: Sequence[bytes]) -> Iterator[tuple[int, Tensor]]:
-    size = checkpoint.preprocessing.image_size
-    device = next(checkpoint.model.parameters()).device
+def image_batches(captioner: Captioner, images: Sequence[bytes]) -> Iterator[tuple[int, Tensor]]:
+    """Encoded pictures as normalised pixels (B, C, H, W) on the model's device, each batch with its first index."""
+    size = captioner.preprocessing.image_size
+    device = next(captioner.model.parameters()).device
     for start in range(0, len(images), BATCH):
         pixels = [_pixels(data, size, start + i) for i, data in enumerate(images[start : start + BATCH])]
         pixels_BHWC = torch.from_numpy(np.stack(pixels)).to(device)
-        yield start, normalize(pixels_BHWC, checkpoint.preprocessing)
+        yield start, normalize(pixels_BHWC, captioner.preprocessing)
 
 
 def _pixels(data: bytes, size: int, index: int) -> np.ndarray:
@@ -212,11 +242,12 @@ def _pixels(data: bytes, size: int, index: int) -> np.ndarray:
         raise BadInput(f"picture {index} of the evaluation set: {problem}", "Remove or mend it") from None
 
 
-def _tokens(checkpoint: Checkpoint, texts: Sequence[str]) -> Tensor:
-    tokenizer = checkpoint.tokenizer
-    length = checkpoint.config.text.context_length
+def tokenize(captioner: Captioner, texts: Sequence[str]) -> Tensor:
+    """Captions to token ids (B, T), padded to the longest, on the model's device."""
+    tokenizer = captioner.tokenizer
+    length = captioner.model.config.text.context_length
     tokens_BT = pad_tokens(tokenizer.encode(texts), length, tokenizer.pad_id, tokenizer.end_id)
-    return tokens_BT.to(next(checkpoint.model.parameters()).device)
+    return tokens_BT.to(next(captioner.model.parameters()).device)
 
 
 def _plain(caption: str) -> str:

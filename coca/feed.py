@@ -5,28 +5,22 @@ Shapes: B samples of this rank, H height, W width, C channels, K patches kept, T
 
 import hashlib
 import itertools
-import queue
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
-from coca.augment import kept_patches, random_view
+from coca.augment import kept_patches
 from coca.config import Preprocessing
-from coca.dataset import Dataset
-from coca.errors import RunFailed
-from coca.images import ImageLimits, ImageProblem, decode_rgb
-from coca.order import Order
-from coca.train_config import TrainConfig
-
-DecodeMap = Callable[[Callable[["Picture"], np.ndarray], Iterable["Picture"]], Iterable[np.ndarray]]
-"""Applies a function to pictures in order: `map`, or the `map` of a pool of threads."""
+from coca.decode import Decoder, Picture
+from coca.lane_rows import LaneRows, Row
+from coca.mixture import Mixture
+from coca.prefetch import prefetch
+from coca.train_config import FeedConfig, TrainConfig
 
 
 @dataclass
@@ -36,7 +30,20 @@ class Batch:
     pixels_BHWC: Tensor  # uint8
     tokens_BT: Tensor  # int64, padded on the right
     lane_digests: list[int]  # of the sample ids, one for each lane
-    kept_patches_BK: Tensor | None = None  # where patches are dropped: int64, ascending
+    kept_patches_BK: Tensor | None  # where patches are dropped: int64, ascending
+    sample_ids: list[str]  # of the B samples
+
+
+class BatchSource(Protocol):
+    """Where a training loop gets its batches from."""
+
+    def batches(self, start: int) -> Generator[Batch]:
+        """This rank's share of global batches ``start``, ``start + 1``, ... without end."""
+        ...
+
+    def close(self) -> None:
+        """Ends what works for it. Close generators of `batches` before."""
+        ...
 
 
 def normalize(pixels_BHWC: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -46,110 +53,24 @@ def normalize(pixels_BHWC: Tensor, preprocessing: Preprocessing) -> Tensor:
     return ((pixels_BHWC.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
-def pad_tokens(captions: list[list[int]], context_length: int, pad_id: int, end_id: int) -> Tensor:
-    """Rows padded to the longest (B, T); those over ``context_length`` are cut and keep their end."""
-    cut = [row if len(row) <= context_length else [*row[: context_length - 1], end_id] for row in captions]
-    tokens_BT = torch.full((len(cut), max(len(row) for row in cut)), pad_id, dtype=torch.int64)
-    for index, row in enumerate(cut):
-        tokens_BT[index, : len(row)] = torch.tensor(row)
-    return tokens_BT
+def pad_tokens(captions: Sequence[Sequence[int] | np.ndarray], context_length: int, pad_id: int, end_id: int) -> Tensor:
+    """Rows padded to the longest (B, T), int64; those over ``context_length`` are cut and keep their end."""
+    width = min(context_length, max(len(row) for row in captions))
+    tokens_BT = np.full((len(captions), width), pad_id, dtype=np.int64)
+    for padded, row in zip(tokens_BT, captions, strict=True):
+        padded[: len(row)] = row[:width]
+        if len(row) > width:
+            padded[-1] = end_id
+    return torch.from_numpy(tokens_BT)
 
 
-class Picture(NamedTuple):
-    """One picture to decode, and what its random view depends on."""
-
-    encoded: bytes
-    sample_id: str
-    lane_pass: int
-
-
-class Feed:
-    """Reads one rank's lanes. Holds two windows of row groups a lane, each read once a pass."""
-
-    def __init__(
-        self, dataset: Dataset, config: TrainConfig, *, rank: int, world_size: int, decode_map: DecodeMap = map
-    ) -> None:
-        """
-        Raises:
-            BadInput: lanes, batch size, world size and dataset do not fit each other.
-        """
-        self._dataset, self._config, self._decode_map = dataset, config, decode_map
-        self._order = Order(
-            dataset.row_groups["selected"].to_numpy().astype(np.int64),
-            lanes=config.lanes,
-            batch_size=config.batch_size,
-            window=config.shuffle_window,
-            seed=config.seed,
-        )
-        self._lanes = self._order.lanes_of(rank, world_size)
-        self._row_groups: OrderedDict[int, pa.Table] = OrderedDict()
-        self._capacity = 2 * config.shuffle_window * len(self._lanes)
-
-    def batches(self, start: int) -> Generator[Batch]:
-        """Global batches ``start``, ``start + 1``, ... without end; a thread prepares the next ones."""
-        return _prefetch((self.batch(number) for number in itertools.count(start)), depth=2)
-
-    def batch(self, number: int) -> Batch:
-        """This rank's share of global batch ``number``."""
-        pictures: list[Picture] = []
-        captions: list[list[int]] = []
-        digests: list[int] = []
-        for lane in self._lanes:
-            refs = self._order.lane_batch(lane, number)
-            for ref in refs:
-                table = self._row_group(ref.row_group)
-                sample_id, image = table["sample_id"][ref.row].as_py(), table["image"][ref.row].as_py()
-                pictures.append(Picture(image, sample_id, ref.lane_pass))
-                captions.append(table["tokens"][ref.row].as_py())
-            digests.append(_digest([picture.sample_id for picture in pictures[-len(refs) :]]))
-        tokenizer = self._dataset.tokenizer
-        context_length = self._config.model.text.context_length
-        tokens_BT = pad_tokens(captions, context_length, tokenizer.pad_id, tokenizer.end_id)
-        pixels_BHWC = torch.from_numpy(self._decode(pictures))
-        return Batch(pixels_BHWC, tokens_BT, digests, self._kept_patches(pictures))
-
-    def _decode(self, pictures: list[Picture]) -> np.ndarray:
-        pixels: list[np.ndarray] = []
-        try:
-            for decoded in self._decode_map(self._decode_one, pictures):
-                pixels.append(decoded)
-        except ImageProblem as problem:
-            sample_id = pictures[len(pixels)].sample_id
-            raise RunFailed(f"sample {sample_id} of {self._dataset.store.uri} does not decode: {problem}") from problem
-        return np.stack(pixels)
-
-    def _decode_one(self, picture: Picture) -> np.ndarray:
-        return random_view(
-            decode_rgb(picture.encoded, ImageLimits()),
-            self._config.model.vision.image_size,
-            self._config.augment,
-            seed=self._config.seed,
-            sample_id=picture.sample_id,
-            lane_pass=picture.lane_pass,
-        )
-
-    def _kept_patches(self, pictures: list[Picture]) -> Tensor | None:
-        vision, dropped = self._config.model.vision, self._config.augment.patch_dropout
-        if vision.kind != "vit" or not dropped:
-            return None
-        keep = max(1, round(vision.patches * (1 - dropped)))
-        rows = [
-            kept_patches(
-                vision.patches, keep, seed=self._config.seed, sample_id=each.sample_id, lane_pass=each.lane_pass
-            )
-            for each in pictures
-        ]
-        return torch.from_numpy(np.stack(rows))
-
-    def _row_group(self, index: int) -> pa.Table:
-        table = self._row_groups.get(index)
-        if table is None:
-            table = self._dataset.read_row_group(index, columns=("sample_id", "image"))
-            self._row_groups[index] = table
-            if len(self._row_groups) > self._capacity:
-                self._row_groups.popitem(last=False)
-        self._row_groups.move_to_end(index)
-        return table
+def patches_kept(config: TrainConfig, number: int) -> tuple[int, int] | None:
+    """Of how many patches how many a picture of global batch ``number`` is seen by; None where it is by all."""
+    vision, dropped = config.model.vision, config.patch_dropout(number)
+    if vision.kind != "vit" or not dropped:
+        return None
+    patches = (config.image_size(number) // vision.patch_size) ** 2
+    return patches, max(1, round(patches * (1 - dropped)))
 
 
 def batch_digest(lane_digests: list[int]) -> str:
@@ -157,39 +78,121 @@ def batch_digest(lane_digests: list[int]) -> str:
     return hashlib.sha256(np.array(lane_digests, dtype="<i8").tobytes()).hexdigest()[:16]
 
 
-def _digest(sample_ids: list[str]) -> int:
+def lane_digest(sample_ids: list[str]) -> int:
+    """The digest of what one lane gives to a batch."""
     joined = "\n".join(sample_ids).encode()
     return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "little", signed=True)
 
 
-def _prefetch(batches: Iterator[Batch], depth: int) -> Generator[Batch]:
-    ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
+def pin_memory() -> Callable[[Tensor], Tensor]:
+    """What moves a tensor to page-locked memory for the CUDA device of this thread, from whatever thread; without CUDA
+    it stays where it is."""
+    if not torch.cuda.is_available():
+        return lambda tensor: tensor
+    device = torch.cuda.current_device()
 
-    def offer(item: Batch | BaseException) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+    def pin(tensor: Tensor) -> Tensor:
+        with torch.cuda.device(device):
+            return tensor.pin_memory()
 
-    def work() -> None:
-        try:
-            for batch in batches:
-                offer(batch)
-                if stop.is_set():
-                    return
-        except BaseException as error:  # handed to the consumer, which raises it
-            offer(error)
+    return pin
 
-    thread = threading.Thread(target=work, name="feed", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
+
+class _Begun(NamedTuple):
+    """A batch whose pictures are being decoded."""
+
+    number: int
+    rows: list[Row]
+    lane_digests: list[int]
+    pixels_BHWC: "Future[np.ndarray]"
+
+
+class Feed:
+    """Reads one rank's lanes of a mixture. Its memory: the windows its lanes are in, and what is prepared ahead."""
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        config: TrainConfig,
+        feed: FeedConfig,
+        *,
+        rank: int,
+        world_size: int,
+        decoder: Decoder,
+    ) -> None:
+        """
+        Args:
+            decoder: closed with the feed.
+
+        Raises:
+            BadInput: lanes, batch size, world size and datasets do not fit each other.
+        """
+        self._tokenizer, self._config, self._depth, self._decoder = (
+            mixture.tokenizer,
+            config,
+            feed.prefetch_batches,
+            decoder,
+        )
+        order = mixture.order(config)
+        self._lanes = [order.lanes[number] for number in order.lanes_of(rank, world_size)]
+        self._rows = {
+            source: LaneRows(
+                mixture.ordered[source],
+                mixture.later[source],
+                [lane for lane in self._lanes if lane.source == source],
+                window=config.shuffle_window,
+                per_lane=order.per_lane,
+                feed=feed,
+            )
+            for source in sorted({lane.source for lane in self._lanes})
+        }
+        self._pin = pin_memory()
+
+    def batches(self, start: int) -> Generator[Batch]:
+        """Global batches ``start``, ``start + 1``, ... without end; threads prepare the next ones."""
+        return prefetch(map(self._begin, itertools.count(start)), self._finish, self._depth)
+
+    def batch(self, number: int) -> Batch:
+        """This rank's share of global batch ``number``.
+
+        Raises:
+            BadInput: a dataset is damaged.
+            RunFailed: a picture does not decode.
+        """
+        return self._finish(self._begin(number))
+
+    def close(self) -> None:
+        """Ends reading and decoding."""
+        for rows in self._rows.values():
+            rows.close()
+        self._decoder.close()
+
+    def _begin(self, number: int) -> _Begun:
+        for source_rows in self._rows.values():
+            source_rows.enter(number)
+        by_lane = [self._rows[lane.source].take(lane, number) for lane in self._lanes]
+        digests = [lane_digest([row.sample_id for row in rows]) for rows in by_lane]
+        rows = [row for rows in by_lane for row in rows]
+        pictures = [Picture(row.encoded, row.sample_id, row.lane_pass) for row in rows]
+        return _Begun(number, rows, digests, self._decoder.submit(pictures, self._config.image_size(number)))
+
+    def _finish(self, begun: _Begun) -> Batch:
+        context_length = self._config.model.text.context_length
+        captions = [row.tokens for row in begun.rows]
+        tokens_BT = pad_tokens(captions, context_length, self._tokenizer.pad_id, self._tokenizer.end_id)
+        kept_patches_BK = self._kept_patches(begun)
+        return Batch(
+            pixels_BHWC=self._pin(torch.from_numpy(begun.pixels_BHWC.result())),
+            tokens_BT=self._pin(tokens_BT),
+            lane_digests=begun.lane_digests,
+            kept_patches_BK=None if kept_patches_BK is None else self._pin(kept_patches_BK),
+            sample_ids=[row.sample_id for row in begun.rows],
+        )
+
+    def _kept_patches(self, begun: _Begun) -> Tensor | None:
+        of = patches_kept(self._config, begun.number)
+        if of is None:
+            return None
+        seed = self._config.seed
+        rows = [kept_patches(*of, seed=seed, sample_id=row.sample_id, lane_pass=row.lane_pass) for row in begun.rows]
+        return torch.from_numpy(np.stack(rows))

@@ -94,7 +94,12 @@ def captioning_loss(logits_NTV: Tensor, tokens_NT: Tensor, pad_id: int, *, label
     total = F.cross_entropy(
         logits_NTV.flatten(0, 1), target_P, ignore_index=pad_id, reduction="sum", label_smoothing=label_smoothing
     )
-    return _over_real_tokens(total, target_P != pad_id)
+    return total * world_size() / real_targets(tokens_NT, pad_id)
+
+
+def real_targets(tokens_NT: Tensor, pad_id: int) -> Tensor:
+    """Tokens of the global batch that have to be predicted, at least 1: what the captioning losses average over."""
+    return sum_over_ranks((tokens_NT[:, 1:] != pad_id).sum()).clamp(min=1)
 
 
 def fused_captioning_loss(
@@ -104,6 +109,7 @@ def fused_captioning_loss(
     pad_id: int,
     *,
     label_smoothing: float = 0.0,
+    targets: Tensor | None = None,
     chunk: int = 192,
 ) -> Tensor:
     """``captioning_loss`` of the logits ``hidden_NTD @ head_VD.T``, which are never held together.
@@ -115,18 +121,13 @@ def fused_captioning_loss(
         hidden_NTD: the decoder's last states; position t predicts token t + 1; T - 1 positions.
         head_VD: the weight of the vocabulary's head, which has no bias.
         tokens_NT, pad_id, label_smoothing: as for ``captioning_loss``. Positions whose target is padding cost nothing.
+        targets: ``real_targets`` of the whole batch where these rows are a part of it: the parts' losses add up.
         chunk: positions whose logits are held at a time.
     """
     target_P = tokens_NT[:, 1:].flatten()
-    real_P = target_P != pad_id
-    total = _LinearCrossEntropy.apply(
-        hidden_NTD.flatten(0, 1), head_VD, target_P, real_P, label_smoothing, chunk, torch.is_grad_enabled()
-    )
-    return _over_real_tokens(total, real_P)
-
-
-def _over_real_tokens(total: Tensor, real_P: Tensor) -> Tensor:
-    return total * world_size() / sum_over_ranks(real_P.sum()).clamp(min=1)
+    inputs = (hidden_NTD.flatten(0, 1), head_VD, target_P, target_P != pad_id)
+    total = _LinearCrossEntropy.apply(*inputs, label_smoothing, chunk, torch.is_grad_enabled())
+    return total * world_size() / (real_targets(tokens_NT, pad_id) if targets is None else targets)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

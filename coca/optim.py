@@ -1,91 +1,139 @@
-"""Optimizers, their parameter groups and the learning-rate schedule."""
+"""One step of optimization, behind one schedule: clipping, and AdamW, Adafactor or Muon on what they are each for.
+
+Parameters may be whole, or sharded by FSDP2 (DTensors): then every rank updates its rows, and what needs the others'
+(the gradients' norm, Adafactor's columns, Muon's matrices) is summed or exchanged among the ranks of a copy.
+"""
 
 import math
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from coca.adafactor import Adafactor
+from coca.muon import Muon
+from coca.parameter_rules import Treatment, treatments
+from coca.schedule import schedule
+from coca.shards import by_shard_group, local, sharded_like
 from coca.train_config import OptimizerConfig
+
+# State that is no row of the parameter: every rank holds all of it.
+_WHOLE = ("step", "column")
 
 
 class Optimizer:
-    """AdamW, or Muon on the hidden matrices with AdamW on the rest, behind one schedule.
+    """AdamW for all, Adafactor for all, or Muon on the hidden matrices with AdamW on the rest.
 
-    Muon (Jordan et al. 2024) is made for matrices between hidden states: embeddings, positions, queries, the head, the
-    patch projection, biases and gains stay with AdamW.
+    To be made after the model is spread over ranks, since FSDP2 puts other parameters in the place of the model's.
+    State is allocated at once. A parameter whose rule has the rate factor 0 has no state, and its gradient no part in
+    the norm.
+
+    Raises:
+        BadInput: a rule of the config counts for no parameter.
     """
 
     def __init__(self, model: nn.Module, config: OptimizerConfig, steps: int) -> None:
         self._config, self._steps = config, steps
-        self._names = {parameter: name for name, parameter in model.named_parameters()}
-        matrices: list[nn.Parameter] = []
-        gains: list[nn.Parameter] = []
-        hidden: list[nn.Parameter] = []
-        for name, parameter in model.named_parameters():
-            if config.name == "muon" and _is_hidden_matrix(name, parameter):
-                hidden.append(parameter)
-            else:
-                (matrices if parameter.ndim >= 2 else gains).append(parameter)
-        groups = [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": gains, "weight_decay": 0.0},
-        ]
-        self._inner: list[tuple[torch.optim.Optimizer, float]] = [
-            (torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas), config.learning_rate)
-        ]
-        if hidden:
-            muon = torch.optim.Muon(hidden, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
-            self._inner.append((muon, config.muon_learning_rate))
+        self._parameters = dict(model.named_parameters())
+        by_name = treatments(self._parameters, config)
+        self._learning = {name: p for name, p in self._parameters.items() if by_name[name].learning_rate_factor > 0}
+        # torch's AdamW mixes no DTensors with tensors: it gets the parts that lie here.
+        self._stepped = {
+            name: local(p) if by_name[name].optimizer == "adamw" else p for name, p in self._learning.items()
+        }
+        self._inner = {kind: self._make(kind, groups) for kind, groups in _grouped(self._stepped, by_name).items()}
 
     def learning_rate(self, step: int) -> float:
-        """AdamW's rate at a step, counted from 0."""
+        """AdamW's or Adafactor's rate at a step, counted from 0, without a rule's factor."""
         return self._config.learning_rate * schedule(step, self._steps, self._config)
 
+    @torch.no_grad()
     def step(self, step: int) -> float:
-        """Clip the gradients, update the weights, clear the gradients.
+        """Clip the gradients, update the weights, clear the gradients. Every rank calls it.
 
         Returns:
-            The gradients' global norm before clipping.
+            The gradients' global norm before clipping, over all ranks and the same on each. Where it is not finite,
+            nothing has changed but that the gradients are cleared.
         """
-        norm = nn.utils.clip_grad_norm_(list(self._names), self._config.max_grad_norm)
-        factor = schedule(step, self._steps, self._config)
-        for optimizer, peak in self._inner:
-            for group in optimizer.param_groups:
-                group["lr"] = peak * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        gradients = [p.grad for p in self._learning.values() if p.grad is not None]
+        norm = _global_norm(gradients)
+        value = float(norm)
+        if math.isfinite(value):
+            _scale(gradients, self._config.max_grad_norm / (norm + 1e-6))
+            self._bind_parts()
+            factor = schedule(step, self._steps, self._config)
+            for kind, optimizer in self._inner.items():
+                for group in optimizer.param_groups:
+                    group["lr"] = self._peak(kind) * factor * group["learning_rate_factor"]
+                optimizer.step()
+        for name, parameter in self._parameters.items():
+            parameter.grad = None
+            if name in self._stepped:
+                self._stepped[name].grad = None
+        return value
 
     def state(self) -> dict[str, Tensor]:
-        """Every state tensor, named ``<parameter>/<state>``."""
+        """Every state tensor, named ``<parameter>/<state>``, sharing memory with the optimizer: a restore writes into
+        them. What has a row for each of a sharded parameter's is sharded as it is."""
         found = {}
-        for optimizer, _ in self._inner:
-            for parameter, name in self._names.items():
-                for key, value in optimizer.state.get(parameter, {}).items():
-                    found[f"{name}/{key}"] = torch.as_tensor(value)
+        for name, stepped in self._stepped.items():
+            for optimizer in self._inner.values():
+                for key, value in optimizer.state.get(stepped, {}).items():
+                    part = value if key in _WHOLE else sharded_like(self._learning[name], value)
+                    found[f"{name}/{key}"] = part
         return found
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take up a saved state; missing names are a programmer's error, since checkpoint and model agree."""
-        parameters = {name: parameter for parameter, name in self._names.items()}
-        owner = {p: o for o, _ in self._inner for group in o.param_groups for p in group["params"]}
-        for name, value in tensors.items():
-            parameter_name, _, key = name.rpartition("/")
-            parameter = parameters[parameter_name]
-            # AdamW counts its steps in a CPU tensor wherever the parameter lies.
-            device = "cpu" if key == "step" else parameter.device
-            owner[parameter].state[parameter][key] = value.to(device)
+    def _make(self, kind: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        if kind == "muon":
+            return Muon(groups, learning_rate=self._peak(kind))
+        if kind == "adafactor":
+            return Adafactor(groups, learning_rate=self._peak(kind), betas=self._config.betas)
+        optimizer = torch.optim.AdamW(groups, lr=self._peak(kind), betas=self._config.betas)
+        for group in optimizer.param_groups:
+            for part in group["params"]:
+                zeros = {key: torch.zeros_like(part.detach()) for key in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[part] = {"step": torch.tensor(0.0)} | zeros
+        return optimizer
+
+    def _peak(self, kind: str) -> float:
+        return self._config.muon_learning_rate if kind == "muon" else self._config.learning_rate
+
+    def _bind_parts(self) -> None:
+        """Give AdamW's parts their gradients, and the memory of the weights, which FSDP2 may have replaced."""
+        for name, part in self._stepped.items():
+            parameter = self._learning[name]
+            if part is not parameter:
+                part.data = local(parameter)
+                part.grad = None if parameter.grad is None else local(parameter.grad)
 
 
-def schedule(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Factor on the peak rate at ``step`` of ``steps``: up linearly over the warm-up, then down to 0 at the end."""
-    warmup = round(config.warmup_fraction * steps)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1, steps - warmup)
-    return 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+def _grouped(stepped: dict[str, Tensor], by_name: dict[str, Treatment]) -> dict[str, list[dict[str, Any]]]:
+    """torch's parameter groups for each kind of optimizer: parameters of one treatment, in the model's order."""
+    members: dict[Treatment, list[Tensor]] = {}
+    for name, part in stepped.items():
+        members.setdefault(by_name[name], []).append(part)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for treatment, parts in members.items():
+        settings = {"weight_decay": treatment.weight_decay, "learning_rate_factor": treatment.learning_rate_factor}
+        groups.setdefault(treatment.optimizer, []).append({"params": parts, **settings})
+    return groups
 
 
-def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    outside = ("embedding", "positions", "queries", "registers", "head", "_projection")
-    return parameter.ndim == 2 and not any(part in name for part in outside)
+def _global_norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of all gradients, those of other ranks' rows included."""
+    norms = [torch.zeros(())] if not gradients else []
+    for group, members in by_shard_group(gradients):
+        norm = nn.utils.get_total_norm([local(gradient) for gradient in members])
+        if group is not None:
+            square = norm.double().square()
+            dist.all_reduce(square, group=group)
+            norm = square.sqrt().to(norm.dtype)
+        norms.append(norm)
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+def _scale(gradients: list[Tensor], factor: Tensor) -> None:
+    """Multiply in place where ``factor`` is below 1."""
+    if gradients:
+        torch._foreach_mul_([local(gradient) for gradient in gradients], factor.clamp(max=1.0))

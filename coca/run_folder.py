@@ -1,29 +1,53 @@
-"""A run folder: config.yaml, metrics.jsonl and checkpoints/."""
+"""A run folder on local disk or S3: config.yaml, metrics.jsonl and checkpoints/."""
 
 import json
+import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from coca.checkpoint import checkpoint_path, checkpoint_step, list_checkpoints
-from coca.errors import BadInput
+from coca.manifest import MANIFEST
 from coca.storage import Store
 
 METRICS = "metrics.jsonl"
+_S3_WRITE_EVERY_S = 10.0
+_TAIL_BYTES = 64 << 10
 
 
 class RunFolder:
-    """A folder every worker of the run can reach; rank 0 alone writes to it."""
+    """A folder every worker of the run can reach; rank 0 alone writes to it.
+
+    On disk each row of metrics is there as soon as it was appended, whatever kills the process. S3 knows no appending:
+    the file is written anew, beside the training and at most every ten seconds, and by ``flush``.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.store = Store(path)
-        if self.store.is_s3:
-            raise BadInput(f"--out {path}: a run folder cannot lie on S3 yet", "Give a path on local or shared disk")
-        self.path = Path(self.store.root)
         self.store.check_folder("--out")
+        self._lines: list[bytes] | None = None  # on S3: all rows so far, once they are known
+        self._written = 0  # of these
+        self._written_at = 0.0
+        self._failure: Exception | None = None
+        self._appending, self._writing = threading.Lock(), threading.Lock()
+
+    def __reduce__(self) -> tuple[type["RunFolder"], tuple[str]]:
+        return type(self), (self.store.uri,)
+
+    @property
+    def uri(self) -> str:
+        return self.store.uri
+
+    @property
+    def path(self) -> Path:
+        """On disk only."""
+        assert not self.store.is_s3, "a run folder on S3 has no path"
+        return Path(self.store.root)
 
     @property
     def exists(self) -> bool:
-        return (self.path / "config.yaml").exists()
+        return self.store.exists("config.yaml")
 
     def start(self, config_yaml: str) -> None:
         self.store.write("config.yaml", config_yaml.encode())
@@ -33,25 +57,123 @@ class RunFolder:
         steps = list_checkpoints(self.store)
         return steps[-1] if steps else None
 
-    def keep_newest(self, count: int) -> None:
-        """Remove older checkpoints, and those that never got a manifest; a folder with another name is not ours."""
-        keep = {checkpoint_path(step).split("/")[1] for step in list_checkpoints(self.store)[-count:]}
-        for name in self.store.list("checkpoints"):
-            if checkpoint_step(name) is not None and name not in keep:
-                self.store.delete(f"checkpoints/{name}")
+    def remove_checkpoint(self, step: int) -> None:
+        """Its manifest goes first: a checkpoint that is there in part is none."""
+        self.store.delete(f"{checkpoint_path(step)}/{MANIFEST}")
+        self.store.delete(checkpoint_path(step))
+
+    def sweep(self) -> list[str]:
+        """Remove what saves that were killed have left: checkpoint folders without a manifest, files half written.
+
+        Only for rank 0, while no save is under way.
+
+        Returns:
+            The folders' names.
+        """
+        whole = {checkpoint_path(step) for step in list_checkpoints(self.store)}
+        names = [name for name in self.store.list("checkpoints") if checkpoint_step(name) is not None]
+        unfinished = [name for name in names if f"checkpoints/{name}" not in whole]
+        for name in unfinished:
+            self.store.delete(f"checkpoints/{name}")
+        self.store.sweep_unfinished("checkpoints")
+        return unfinished
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        with (self.path / METRICS).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        """
+        Raises:
+            RunFailed: S3 has not taken earlier rows.
+        """
+        line = (json.dumps(row) + "\n").encode()
+        if not self.store.is_s3:
+            _append(self.path / METRICS, line)
+            return
+        self._raise_failure()
+        with self._appending:
+            self._known_lines().append(line)
+            due = time.monotonic() - self._written_at >= _S3_WRITE_EVERY_S
+        if due and not self._writing.locked():
+            threading.Thread(target=self._write_aside, name="metrics", daemon=True).start()
+
+    def flush(self) -> None:
+        """Make sure that the rows so far outlive the machine.
+
+        Raises:
+            RunFailed: S3 does not take them.
+        """
+        if self.store.is_s3:
+            self._raise_failure()
+            self._write_lines()
+        elif (self.path / METRICS).exists():
+            with (self.path / METRICS).open("rb") as stream:
+                os.fsync(stream.fileno())
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All whole lines; a last line that a kill cut short is passed over."""
-        if not (self.path / METRICS).exists():
-            return []
-        lines = (self.path / METRICS).read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        return [json.loads(line) for line in self._read_lines()]
+
+    def last_metrics(self) -> dict[str, Any] | None:
+        """The last whole row; reads the end of the file only, so that it can be asked for again and again."""
+        try:
+            size = self.store.size(METRICS)
+            start = max(0, size - _TAIL_BYTES)
+            tail = self.store.retry(lambda: self._read_from(start))
+        except FileNotFoundError:
+            return None
+        lines = tail.split(b"\n")[:-1]
+        whole = lines if start == 0 else lines[1:]
+        if not whole and start:
+            whole = self._read_lines()  # a row as long as that
+        return json.loads(whole[-1]) if whole else None
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that will be replayed."""
-        kept = [row for row in self.read_metrics() if row["step"] <= step]
-        self.store.write(METRICS, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        kept = [line for line in self._read_lines() if json.loads(line)["step"] <= step]
+        with self._writing, self._appending:
+            self._lines = kept if self.store.is_s3 else None
+            self._written, self._written_at = len(kept), time.monotonic()
+            self.store.write(METRICS, b"".join(kept))
+
+    def _read_from(self, start: int) -> bytes:
+        with self.store.open(METRICS) as stream:
+            stream.seek(start)
+            return bytes(stream.read())
+
+    def _read_lines(self) -> list[bytes]:
+        try:
+            data = self.store.read(METRICS)
+        except FileNotFoundError:
+            return []
+        return [line + b"\n" for line in data.split(b"\n")[:-1] if line]
+
+    def _known_lines(self) -> list[bytes]:
+        if self._lines is None:
+            self._lines = self._read_lines()
+            self._written = len(self._lines)
+        return self._lines
+
+    def _write_lines(self) -> None:
+        with self._writing:
+            with self._appending:
+                data, count = b"".join(self._known_lines()), len(self._known_lines())
+            if count != self._written:
+                self.store.write(METRICS, data)
+            self._written, self._written_at = count, time.monotonic()
+
+    def _write_aside(self) -> None:
+        try:
+            self._write_lines()
+        except Exception as error:
+            self._failure = error
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+
+def _append(path: Path, line: bytes) -> None:
+    # One call of write: a kill leaves all of the line or nothing.
+    with path.open("ab", buffering=0) as stream:
+        written = stream.write(line)
+        while written < len(line):
+            written += stream.write(line[written:])

@@ -6,204 +6,196 @@ more than one rank.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from coca.checkpoint import ResumeState, checkpoint_path, load_resume, save_checkpoint
-from coca.code_version import code_version
+from coca.accumulate import forward_backward
+from coca.checkpoint import PlainParts, checkpoint_path
+from coca.checkpoint_saver import CheckpointSaver
 from coca.config import Preprocessing
-from coca.dataset import Dataset
 from coca.distributed import all_gather_list, rank, sum_over_ranks, world_size
-from coca.errors import BadInput, RunFailed
-from coca.feed import Batch, Feed, batch_digest, normalize
+from coca.ema import Ema
+from coca.errors import RunFailed
+from coca.feed import Batch, batch_digest, normalize
+from coca.goodput import CHECKPOINT, EVALUATION, RESTORING, Goodput
+from coca.held_out import HeldOut
+from coca.meter import Meter
+from coca.mixture import Mixture
 from coca.model import CoCa
+from coca.nonfinite import nonfinite_samples
 from coca.objective import Losses, Objective
 from coca.optim import Optimizer
+from coca.parallel import full_weights, parallelize
+from coca.resize_weights import at_image_size
+from coca.restore import read_fixed, restore
 from coca.run_folder import RunFolder
+from coca.same_run import check_same_run, fit_to_tokenizer, fixed_fields
+from coca.side_group import SideGroup
 from coca.train_config import TrainConfig
+from coca.training_state import TrainingState
 
+Batches = Callable[[int], Generator[Batch]]
 Report = Callable[[dict[str, Any]], None]
 
 
 def train(
     config: TrainConfig,
-    dataset: Dataset,
+    mixture: Mixture,
     run: RunFolder,
     *,
+    batches: Batches,
     device: torch.device,
-    report: Report,
+    report: Report = lambda row: None,
     should_stop: Callable[[], bool] = lambda: False,
+    held_out: HeldOut | None = None,
+    beat: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Train until ``config.steps``, going on from the run's newest checkpoint.
+    """Train until ``config.steps``, going on from the run's newest whole checkpoint.
 
     Args:
+        batches: this rank's share of the global batches from a position on.
         report: called on rank 0 with each row of metrics.jsonl.
         should_stop: asked after each step; True saves a checkpoint and ends early. All ranks must get the same answer.
+        held_out: on rank 0 alone, where the run is to be judged on the way.
+        beat: called after each step.
 
     Returns:
-        ``steps``, ``final_loss``, ``samples_per_s`` and ``checkpoint`` (path under the run folder).
+        ``steps``, ``final_loss``, ``samples_per_s``, ``skipped_steps``, ``goodput`` and ``checkpoint`` (path under the
+        run folder).
 
     Raises:
-        BadInput: config and dataset do not fit each other or the checkpoint.
-        RunFailed: the loss is not finite.
+        BadInput: config, datasets and checkpoint do not fit each other.
+        RunFailed: too many steps without finite gradients, or the storage fails.
     """
     # --- build -----------------------------------------------------------------------------------------------------
     torch.manual_seed(config.seed)
-    config = fit_to_dataset(config, dataset)
+    goodput = Goodput(run.store, world_size()) if rank() == 0 else None
+    meter = Meter(config, device, world_size(), goodput)
+    config = fit_to_tokenizer(config, mixture.tokenizer)
     model = CoCa(config.model).to(device)
     model.checkpoint_activations(config.activation_checkpointing)
+    objective = parallelize(Objective(model, config.loss, compiled=config.compile), config.parallel, device)
     optimizer = Optimizer(model, config.optimizer, config.steps)
-    preprocessing = Preprocessing(image_size=config.model.vision.image_size)
+    ema = Ema(model, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+    side = SideGroup()
+    judged = side.any(held_out is not None)
 
     # --- resume ----------------------------------------------------------------------------------------------------
-    position = _resume(config, dataset, run, model, optimizer)
-    objective = _parallelize(Objective(model, config.loss, compiled=config.compile), device)
-    batches = Feed(dataset, config, rank=rank(), world_size=world_size()).batches(position)
+    fixed = fixed_fields(config, mixture)
+    with meter.losing(RESTORING):
+        check_same_run(read_fixed(run), fixed, run)
+        restored = restore(run, _state_tensors(model, optimizer, ema))
+    position, skipped = (restored.position, restored.counters["skipped_steps"]) if restored else (0, 0)
+    if rank() == 0:
+        run.forget_metrics_after(position)
 
     # --- loop ------------------------------------------------------------------------------------------------------
     model.train()
-    started, first, row = time.perf_counter(), position, {}
-    data_wait_s, logged_at, logged_step = 0.0, started, position
+    first, started, row = position, time.perf_counter(), {}
+    saver = CheckpointSaver(run, keep=config.keep_checkpoints, keep_best=config.keep_best)
+    meter.begin(position)
+    coming = batches(position)
     try:
-        while position < config.steps:
-            waited = time.perf_counter()
-            batch = next(batches)
-            data_wait_s += time.perf_counter() - waited
-            losses, grad_norm = _step(objective, optimizer, batch, config, preprocessing, device, position)
-            model.clamp_logit_scale()
-            position += 1
+        with saver:
+            while position < config.steps:
+                with meter.waiting():
+                    batch = next(coming)
+                images_BCHW, tokens_BT, kept_patches_BK = _on_device(batch, device)
+                losses = forward_backward(
+                    objective,
+                    images_BCHW,
+                    tokens_BT,
+                    kept_patches_BK,
+                    config.loss,
+                    config.parallel.micro_batches,
+                    autocast,
+                )
+                grad_norm = optimizer.step(position)
+                if math.isfinite(grad_norm):
+                    model.clamp_logit_scale()
+                    if ema is not None:
+                        ema.update(position)
+                else:
+                    skipped += 1
+                    if skipped > config.optimizer.max_skipped_steps:
+                        with autocast():
+                            bad = nonfinite_samples(objective, images_BCHW, tokens_BT, batch.sample_ids)
+                        raise RunFailed(_describe_skipped(position + 1, skipped, side.gather(bad)))
+                position += 1
+                meter.step(batch)
+                beat()
 
-            last = position == config.steps
-            stopping = should_stop()
-            # Gradients that are no numbers end the run at once: no checkpoint holds what they made of the weights.
-            if position % config.log_every == 0 or last or stopping or not math.isfinite(grad_norm):
-                row = _metrics(config, optimizer, position, batch, losses, grad_norm)
-                now = time.perf_counter()
-                rate = (position - logged_step) * config.batch_size / (now - logged_at)
-                timings = {"samples_per_s": rate, "data_wait_s": data_wait_s, "wall_s": now - started}
-                data_wait_s, logged_at, logged_step = 0.0, now, position
-                _check_finite(row)
-                if rank() == 0:
-                    run.append_metrics(row | timings)
-                    report(row | timings)
-            if position % config.checkpoint_every == 0 or last or stopping:
-                _save(run, position, model, optimizer, preprocessing, dataset, config)
-            if stopping:
-                break
+                last, stopping = position == config.steps, should_stop()
+                judging = judged and (last or _due(position, config.evaluate_every))
+                saving = last or stopping or _due(position, config.checkpoint_every)
+                weights = _weights_for_use(model, ema) if judging or saving else {}
+                if judging or last or stopping or _due(position, config.log_every):
+                    row = _numbers(config, optimizer, model, position, batch, losses, grad_norm, skipped)
+                    if judging and held_out is not None:
+                        with meter.losing(EVALUATION):
+                            row |= _judge(held_out, weights, config, mixture, run, position, device)
+                    if config.keep_best:
+                        row = side.gather(row)[0]
+                    timings = meter.row(position, position * config.batch_size)
+                    if rank() == 0:
+                        run.append_metrics(row | timings)
+                        report(row | timings)
+                if saving:
+                    tensors = _state_tensors(model, optimizer, ema)
+                    state = TrainingState(position, tensors, fixed, {"skipped_steps": skipped})
+                    plain = _plain(config, mixture, weights, position)
+                    score = row.get(config.keep_best) if config.keep_best and row.get("step") == position else None
+                    meter.lose(CHECKPOINT, saver.save(state, plain, score=score))
+                saver.check()
+                if stopping:
+                    break
     finally:
-        batches.close()
-    elapsed = time.perf_counter() - started
-    if not row:
-        row = next((r for r in reversed(run.read_metrics()) if r["step"] <= position), {})
+        coming.close()
+        side.close()
+        meter.close(finished=position == config.steps)
+    elapsed_s = time.perf_counter() - started
+    if not row and rank() == 0:
+        row = run.last_metrics() or {}
     return {
         "steps": position,
         "final_loss": row.get("loss"),
-        "samples_per_s": (position - first) * config.batch_size / elapsed if position > first else None,
+        "samples_per_s": (position - first) * config.batch_size / elapsed_s if position > first else None,
         "checkpoint": checkpoint_path(position),
+        "skipped_steps": skipped,
+        "goodput": None if goodput is None else goodput.row()["goodput"],
     }
 
 
-def fit_to_dataset(config: TrainConfig, dataset: Dataset) -> TrainConfig:
-    """The config with the vocabulary size and special ids of the dataset's tokenizer, which decides them."""
-    tokenizer = dataset.tokenizer
-    ids = {"pad_id": tokenizer.pad_id, "begin_id": tokenizer.begin_id, "end_id": tokenizer.end_id}
-    text = config.model.text.model_copy(update={"vocab_size": tokenizer.vocab_size, **ids})
-    return config.model_copy(update={"model": config.model.model_copy(update={"text": text})})
+def _due(position: int, every: int) -> bool:
+    return every > 0 and position % every == 0
 
 
-def _resume(config: TrainConfig, dataset: Dataset, run: RunFolder, model: CoCa, optimizer: Optimizer) -> int:
-    step = run.latest_step()
-    seen = all_gather_list([-1 if step is None else step])
-    if any(other != seen[0] for other in seen):
-        raise BadInput(
-            f"the workers see different checkpoints in {run.path}: newest steps {sorted(other[0] for other in seen)}",
-            "Give --out a folder that every worker shares",
-        )
-    if step is None:
-        if rank() == 0:
-            run.forget_metrics_after(0)
-        return 0
-    state = load_resume(run.store, checkpoint_path(step), model)
-    check_same_run(state.fixed, fixed_fields(config, dataset), run)
-    optimizer.load_state(state.optimizer)
-    if rank() == 0:
-        run.forget_metrics_after(step)
-    return state.position
-
-
-def fixed_fields(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
-    """What a resumed run must share with the run it continues, flat: everything that decides its numbers."""
-    changeable = {"log_every", "checkpoint_every", "keep_checkpoints", "activation_checkpointing"}
-    values = config.model_dump(mode="json", exclude=changeable)
-    record = dataset.record
-    values["data"] = {
-        "version": record.version,
-        "row_groups": record.row_groups_sha256,
-        "tokenizer": record.tokenizer.fingerprint,
-    }
-    return _flatten(values)
-
-
-def check_same_run(saved: dict[str, Any], wanted: dict[str, Any], run: RunFolder) -> None:
-    """Raises BadInput, naming what differs, unless a run can go on under ``wanted``."""
-    differing = [name for name in sorted(saved.keys() | wanted.keys()) if saved.get(name) != wanted.get(name)]
-    if not differing:
-        return
-    own_dataset = "Give the dataset it was started with, or another --out for a new run"
-    if "data.tokenizer" in differing:
-        raise BadInput(
-            f"{run.path} was started on tokens of the tokenizer {saved.get('data.tokenizer')}, this dataset was written"
-            f" by {wanted['data.tokenizer']}",
-            own_dataset,
-        )
-    if "data.row_groups" in differing and "data.version" not in differing:
-        raise BadInput(f"{run.path} was started on another dataset", own_dataset)
-    name = "data.version" if "data.version" in differing else differing[0]
-    raise BadInput(
-        f"{run.path} was started with {name} = {saved.get(name)!r}, now it is {wanted.get(name)!r}",
-        "Give the old value to go on, or another --out for a new run",
-    )
-
-
-def _parallelize(objective: Objective, device: torch.device) -> torch.nn.Module:
-    if world_size() == 1:
-        return objective
-    return DistributedDataParallel(objective, device_ids=[device] if device.type == "cuda" else None)
-
-
-def _step(
-    objective: torch.nn.Module,
-    optimizer: Optimizer,
-    batch: Batch,
-    config: TrainConfig,
-    preprocessing: Preprocessing,
-    device: torch.device,
-    step: int,
-) -> tuple[Losses, float]:
-    """One optimizer step: (losses of this rank, gradient norm)."""
-    images_BCHW = normalize(batch.pixels_BHWC.to(device, non_blocking=True), preprocessing)
-    tokens_BT = batch.tokens_BT.to(device, non_blocking=True)
+def _on_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(images_BCHW, tokens_BT, kept_patches_BK)."""
+    pixels_BHWC = batch.pixels_BHWC.to(device, non_blocking=True)
     kept_patches_BK = batch.kept_patches_BK
     if kept_patches_BK is not None:
         kept_patches_BK = kept_patches_BK.to(device, non_blocking=True)
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        losses: Losses = objective(images_BCHW, tokens_BT, kept_patches_BK)
-    total = config.loss.contrastive_weight * losses.contrastive + config.loss.captioning_weight * losses.captioning
-    total.backward()
-    return Losses(losses.contrastive.detach(), losses.captioning.detach()), optimizer.step(step)
+    images_BCHW = normalize(pixels_BHWC, Preprocessing(image_size=pixels_BHWC.shape[1]))
+    return images_BCHW, batch.tokens_BT.to(device, non_blocking=True), kept_patches_BK
 
 
-def _metrics(
+def _numbers(
     config: TrainConfig,
     optimizer: Optimizer,
+    model: CoCa,
     step: int,
     batch: Batch,
     losses: Losses,
     grad_norm: float,
+    skipped: int,
 ) -> dict[str, Any]:
+    """The fields of a row that are the same in every run of the same config and data."""
     contrastive, captioning = (sum_over_ranks(loss).item() / world_size() for loss in losses)
     # Rank r owns lanes r, r + world, ...: interleaving the ranks' digests gives lane order.
     by_rank = all_gather_list(batch.lane_digests)
@@ -216,51 +208,68 @@ def _metrics(
         "captioning_loss": captioning,
         "learning_rate": optimizer.learning_rate(step - 1),
         "grad_norm": grad_norm,
+        "temperature": 1 / model.logit_scale.item(),
+        "skipped_steps": skipped,
     }
 
 
-def _check_finite(row: dict[str, Any]) -> None:
-    if not torch.isfinite(torch.tensor([row["loss"], row["grad_norm"]])).all():
-        raise RunFailed(
-            f"step {row['step']}: loss {row['loss']}, gradient norm {row['grad_norm']}; lower the learning rate or look"
-            f" at the samples of batch {row['batch_digest']}"
-        )
-
-
-def _save(
-    run: RunFolder,
-    position: int,
-    model: CoCa,
-    optimizer: Optimizer,
-    preprocessing: Preprocessing,
-    dataset: Dataset,
-    config: TrainConfig,
-) -> None:
-    if rank() != 0:
-        return
-    save_checkpoint(
-        run.store,
-        checkpoint_path(position),
-        model=model,
-        tokenizer=dataset.tokenizer,
-        preprocessing=preprocessing,
-        step=position,
-        provenance={
-            "dataset": dataset.store.uri,
-            "dataset_version": dataset.record.version,
-            "code_version": code_version(),
-            "seed": config.seed,
-        },
-        resume=ResumeState(optimizer.state(), position, fixed_fields(config, dataset)),
+def _describe_skipped(step: int, skipped: int, bad_by_rank: list[list[str]]) -> str:
+    bad = [sample_id for ids in bad_by_rank for sample_id in ids]
+    shown = ", ".join(bad[:8]) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
+    return (
+        f"step {step}: the gradients are no finite numbers for the {skipped}th time; "
+        + (f"of this batch, the samples {shown} make them so. " if bad else "no sample of this batch does it alone. ")
+        + "Lower the learning rate or withdraw the samples; optimizer.max_skipped_steps allows more"
     )
-    run.keep_newest(config.keep_checkpoints)
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+def _weights_for_use(model: CoCa, ema: Ema | None) -> dict[str, Tensor]:
+    """On rank 0 all weights, averaged where averages are kept; on CPU. Collective."""
+    if ema is None:
+        return full_weights(model)
+    with ema.applied():
+        return full_weights(model)
+
+
+def _judge(
+    held_out: HeldOut,
+    weights: dict[str, Tensor],
+    config: TrainConfig,
+    mixture: Mixture,
+    run: RunFolder,
+    step: int,
+    device: torch.device,
+) -> dict[str, float]:
+    parts = _plain(config, mixture, weights, step)
+    with torch.device("meta"):
+        model = CoCa(parts.config)
+    model.load_state_dict({name: value.to(device) for name, value in parts.weights.items()}, assign=True)
+    measures, captions = held_out.evaluate(model, mixture.tokenizer, parts.preprocessing)
+    held_out.save(run.store, step, measures, captions)
+    return {f"held_out_{name}": value for name, value in measures.items()}
+
+
+def _plain(config: TrainConfig, mixture: Mixture, weights: dict[str, Tensor], step: int) -> PlainParts:
+    """What a checkpoint offers for use; its size of pictures is that of the step that made the weights."""
+    from coca.code_version import code_version
+
+    size, model = config.image_size(max(step - 1, 0)), config.model
+    if weights:
+        model, weights = at_image_size(model, weights, size)
+    return PlainParts(
+        weights=weights,
+        config=model,
+        tokenizer=mixture.tokenizer,
+        preprocessing=Preprocessing(image_size=size),
+        provenance={**mixture.provenance(), "code_version": code_version(), "seed": config.seed},
+        step=step,
+    )
+
+
+def _state_tensors(model: CoCa, optimizer: Optimizer, ema: Ema | None) -> dict[str, Tensor]:
+    """All tensors of the run, sharing memory with what they belong to."""
+    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"optimizer/{name}": value for name, value in optimizer.state().items()}
+    if ema is not None:
+        tensors |= {f"ema/{name}": value for name, value in ema.state().items()}
+    return tensors

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from coca.config import Fraction, ModelConfig, NonNegative, NonNegativeInt, Positive, check_divides
+from coca.config import Fraction, ModelConfig, NonNegative, NonNegativeInt, Positive, PositiveFloat, check_divides
 from coca.typed_config import Config
 
 
@@ -47,7 +47,7 @@ class ParameterRule(Config):
     match: str
     """A regular expression that is searched for in the parameter's name, as `coca weights inspect` prints it."""
     learning_rate_factor: NonNegative = 1.0
-    """On the rate of the schedule; 0 leaves the parameters as they are."""
+    """On the rate of the schedule; 0 leaves the parameters as they are, without state and out of the gradients' norm."""
     weight_decay: NonNegative | None = None
     """Instead of optimizer.weight_decay."""
 
@@ -72,7 +72,7 @@ class OptimizerConfig(Config):
     weight_decay: NonNegative = 0.01
     """Decoupled decay, on matrices only unless a rule says otherwise."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Moment decays of AdamW and Adafactor."""
+    """Moment decays of AdamW; for Adafactor the second is the most that 1 - step**-0.8 may reach."""
     rules: tuple[ParameterRule, ...] = ()
     """Other rates and decays for some parameters; the first rule that matches a name counts."""
     warmup_fraction: Fraction = 0.02
@@ -104,6 +104,33 @@ class ParallelConfig(Config):
     contrastive loss still sees the whole batch, with exact gradients (Gao et al. 2021), for one more forward pass."""
     reshard_after_forward: bool = True
     """fsdp: let gathered weights go after the forward pass and gather them again: less memory, more traffic."""
+
+
+class FeedConfig(Config):
+    """How samples get to a worker. Decides speed and memory, never which samples come or how they look."""
+
+    source: Literal["dataset", "mock", "recorded"] = "dataset"
+    """dataset; mock: one made-up batch again and again, to time the model without data; recorded: the batches that an
+    earlier run with feed.record wrote, to time it without decoding."""
+    record: str | None = None
+    """Folder to write the batches into as they come, for source: recorded."""
+    recording: str | None = None
+    """source: recorded: the folder to read from; after its last batch it begins again."""
+    decode: Literal["threads", "processes", "ray"] = "threads"
+    """Where pictures are decoded and cropped: beside the trainer in threads or in processes, or by Ray tasks, on nodes
+    with free CPUs."""
+    decode_workers: NonNegativeInt = 0
+    """Threads, processes or Ray tasks at a time; 0 for as many as CPUs that the worker may run on."""
+    prefetch_batches: Positive = 2
+    """Batches that are prepared ahead of the step."""
+    prefetch_mib: Positive = 2048
+    """Bytes of pictures under way to Ray tasks and back, at most."""
+    read_ahead: NonNegativeInt = 2
+    """Row groups of each lane that are read before they are needed."""
+    cache_dir: str | None = None
+    """Folder on local disk that keeps what was read from S3, for later passes and restarts."""
+    cache_gib: PositiveFloat = 100.0
+    """Most that the cache holds; the least recently used row groups go first."""
 
 
 class ResolutionPhase(Config):
@@ -152,7 +179,7 @@ class TrainConfig(Config):
     """Newest checkpoints that are kept."""
     keep_best: str | None = None
     """Measure of metrics.jsonl by which the best checkpoint so far is kept too: "loss", or one of the held-out set such
-    as "image_to_text_recall_at_1"."""
+    as "held_out_image_to_text_recall_at_1". Lower is better for names that end in loss, else higher."""
     evaluate_every: NonNegativeInt = 0
     """Steps between evaluations on the held-out set; 0 for none on the way. The last step makes one."""
     parallel: ParallelConfig = ParallelConfig()

@@ -43,30 +43,86 @@ _STYLE: dict[str, Any] = {
 _SIZE_INCHES = (5.6, 2.9)
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
+_MOST_POINTS = 500
+
 Curve = tuple[str, Sequence[float]]
+Series = tuple[str, Sequence[int], Sequence[float | None]]
 
 
 def draw_curves(steps: Sequence[int], curves: Sequence[Curve], description: str, *, log: bool = False) -> str:
     """One curve over the steps of a run, or two with a legend, the second dashed; the last values are written out."""
+    return draw_series([(name, steps, values) for name, values in curves], description, log=log)
+
+
+def draw_series(
+    series: Sequence[Series], description: str, *, log: bool = False, marks: Sequence[int] = (), floor: bool = False
+) -> str:
+    """As ``draw_curves``, each curve over steps of its own; what is missing or no number is left out.
+
+    Args:
+        marks: steps at which an upright line stands.
+        floor: whether the axis begins at 0.
+    """
+    usable = [(name, *_usable(steps, values, log)) for name, steps, values in series]
+    named = len(series) > 1 or any(name for name, *_ in series)
 
     def draw(axes: Axes) -> None:
-        for (name, values), colour, dash in zip(curves, (_FIRST, _SECOND), ("-", (0, (4, 2))), strict=False):
-            last = f"{values[-1]:.3g}"
-            axes.plot(steps, values, color=colour, linestyle=dash, linewidth=1.8, label=f"{name} {last}")
-            if len(curves) == 1:
+        for mark in marks:
+            axes.axvline(mark, color=_INK, alpha=0.6, linewidth=1, linestyle=(0, (2, 2)))
+        for (name, steps, values), colour, dash in zip(usable, (_FIRST, _SECOND), ("-", (0, (4, 2))), strict=False):
+            if not steps:
+                continue
+            last, few = _told(values[-1]), "o" if len(steps) < 12 else ""
+            style: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": few, "markersize": 4}
+            axes.plot(*_thinned(steps, values), linewidth=1.8, label=f"{name} {last}", **style)
+            if not named:
                 place = (steps[-1], values[-1])
                 axes.annotate(last, place, color=colour, va="center", xytext=(6, 0), textcoords="offset points")
-        if len(curves) > 1:
-            axes.legend(loc="upper right", frameon=False, labelcolor="linecolor", handlelength=2.6)
+        if named:
+            axes.legend(loc="best", frameon=False, labelcolor="linecolor", handlelength=2.6)
         if log:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(_PLAIN)
-            axes.yaxis.set_minor_locator(NullLocator())
+            _label_log(axes)
+        elif floor:
+            axes.set_ylim(0, None)
         axes.set_xlabel("step")
-        axes.set_xlim(0, steps[-1])
+        axes.set_xlim(0, max((steps[-1] for _, steps, _ in usable if steps), default=1))
 
     return _svg(draw, description)
+
+
+def _told(value: float) -> str:
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+
+
+def _label_log(axes: Axes) -> None:
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    decades = math.log10(high / low)
+    # Over many decades a label at each 2 and 5 would overlap.
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+    axes.yaxis.set_major_formatter(_PLAIN)
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _usable(steps: Sequence[int], values: Sequence[float | None], log: bool) -> tuple[list[int], list[float]]:
+    pairs = [
+        (step, value)
+        for step, value in zip(steps, values, strict=True)
+        if value is not None and math.isfinite(value) and (value > 0 or not log)
+    ]
+    return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+def _thinned(steps: list[int], values: list[float]) -> tuple[list[int], list[float]]:
+    """At most ``_MOST_POINTS``: of each stretch the lowest and the highest value, so that no spike is lost."""
+    if len(steps) <= _MOST_POINTS:
+        return steps, values
+    parts = _MOST_POINTS // 2 - 1
+    kept = {0, len(steps) - 1}
+    for part in range(parts):
+        inside = range(part * len(steps) // parts, (part + 1) * len(steps) // parts)
+        kept |= {min(inside, key=values.__getitem__), max(inside, key=values.__getitem__)}
+    return [steps[index] for index in sorted(kept)], [values[index] for index in sorted(kept)]
 
 
 def draw_trials(trials: Sequence[dict[str, Any]], best: dict[str, Any], description: str) -> str:

@@ -1,10 +1,10 @@
 """Where and on what a training run or a search of the loss weights works; what decides its numbers is coca.config."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from coca.train_config import TrainConfig
+from coca.train_config import FeedConfig, TrainConfig
 from coca.typed_config import Config
 
 Positive = Annotated[int, Field(gt=0)]
@@ -16,27 +16,49 @@ class WorkersConfig(Config):
 
     count: Positive = 1
     """Number of workers, one process each; must divide train.lanes."""
+    least: Positive | None = None
+    """Elastic: go on with fewer where the cluster has no room for count, down to this many, and with more again once it
+    has; always a number that divides train.lanes. By default count is fixed."""
     cpus: PositiveFloat = 1.0
     """Logical CPUs each worker reserves."""
     threads: Positive = 1
     """Threads each worker computes with on a CPU."""
     use_gpu: bool | None = None
     """One GPU for each worker; by default wherever the cluster has enough."""
-    max_failures: Annotated[int, Field(ge=0)] = 1
+    max_failures: Annotated[int, Field(ge=0)] = 10
     """How often a run whose worker died goes on from its newest checkpoint before it fails."""
+    hang_timeout_s: PositiveFloat = 600.0
+    """A worker that ends no step for so long says where it stands and ends, and counts as died."""
+
+
+class DataConfig(Config):
+    """One dataset of a run."""
+
+    uri: str
+    """A path or s3:// uri."""
+    version: Positive | None = None
+    """Its version; the newest by default."""
+    weight: PositiveFloat = 1.0
+    """Its share of the lanes, and so of every batch, beside the other datasets' weights."""
 
 
 class TrainRunConfig(Config):
     """One `coca train`."""
 
-    data: str
-    """Dataset to train on: a path or s3:// uri."""
-    version: Positive | None = None
-    """Version of the dataset; the newest by default."""
+    data: Annotated[tuple[DataConfig, ...], Field(min_length=1)]
+    """Datasets to train on, mixed by weight."""
     out: str
-    """Run folder, reachable by every worker."""
+    """Run folder, reachable by every worker: a path or s3:// uri."""
+    held_out: str | None = None
+    """Evaluation set (Parquet with `image` and `captions`) that train.evaluate_every is about."""
+    held_out_pictures: Positive = 512
+    """Pictures of it that an evaluation looks at, from its start."""
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    """Where the rows of metrics.jsonl go besides."""
     workers: WorkersConfig = WorkersConfig()
     """The workers."""
+    feed: FeedConfig = FeedConfig()
+    """How samples get to them."""
     train: TrainConfig = TrainConfig()
     """The run itself."""
 

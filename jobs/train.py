@@ -1,19 +1,26 @@
-"""`coca train` on Ray Train: the driver checks, starts the workers and shows progress; `coca.train` does the work."""
+"""`coca train`, the driver: checks what can be known, starts the workers, shows progress, ends with a report."""
 
-import os
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from coca.checkpoint import checkpoint_path, read_fixed
 from coca.dataset import Dataset, list_versions
-from coca.errors import BadInput
+from coca.errors import BadInput, RunFailed
 from coca.progress import Progress, polling
 from coca.run_folder import RunFolder
 from coca.storage import Store
 from coca.train_config import TrainConfig
-from jobs.config import TrainRunConfig, WorkersConfig
+from jobs.config import DataConfig, TrainRunConfig, WorkersConfig
+from jobs.elastic import Driver, say, world_sizes
+from jobs.stop_signal import Interrupts
+
+if TYPE_CHECKING:
+    from coca.mixture import Mixture
+    from jobs.cluster import ClusterInfo
+
+_POLL_S, _S3_POLL_S = 1.0, 10.0
 
 
 def run_training(
@@ -25,35 +32,83 @@ def run_training(
 ) -> dict[str, Any]:
     """Train to ``config.train.steps``; an existing run goes on from its newest checkpoint.
 
+    SIGTERM, Ctrl-C and a stopped Ray job end it after the step it is in, with a checkpoint; lost workers and nodes, and
+    nodes that are being drained, do not end it (`jobs.elastic`).
+
     Args:
         start_ray: called once everything that can be checked without Ray is; by default Ray is connected already.
 
     Returns:
-        What `coca.train.train` returns, with ``run``, ``workers`` and ``resumed_from`` (step or None).
+        What `coca.train.train` returns, with ``run``, ``workers`` (the last number of them), ``resumed_from`` (step or
+        None), ``stopped`` (the signal that ended it early, or None) and ``report`` (the page, or None).
 
     Raises:
         BadInput: before any worker starts, for whatever can be known then.
+        RunFailed: it cannot go on; says from which step the same command does.
     """
     run = RunFolder(config.out)
     if must_be_new and run.exists:
-        raise BadInput(f"{run.path} holds a run already", "Drop --must-be-new to go on with it, or give another --out")
+        raise BadInput(f"{run.uri} holds a run already", "Drop --must-be-new to go on with it, or give another --out")
+    mixture = check(config, run)
     resumed_from = run.latest_step()
-    saved = None if resumed_from is None else read_fixed(run.store, checkpoint_path(resumed_from))
-    dataset = open_dataset(config.data, config.version, (saved or {}).get("data.version"))
-    check_fit(config.train, config.workers, dataset)
-    if saved is not None:
-        _check_same_run(config.train, dataset, run, saved)
     if start_ray is not None:
         start_ray()
-    _check_cluster(config.workers)
-    # The version is part of what a run is: a refresh meanwhile must not change a resumed one.
-    config = config.model_copy(
-        update={"data": dataset.store.uri, "version": dataset.record.version, "out": str(run.path)}
-    )
+    config = settle(config, mixture, run)
     run.start(config.to_yaml())
-    with _follow(run, config.train.steps, resumed_from or 0, show_progress):
-        result = _fit(config, dataset, run)
-    return {"run": str(run.path), "workers": config.workers.count, "resumed_from": resumed_from, **result}
+    interrupts = Interrupts()
+    with interrupts.catching(), _follow(run, config.train.steps, resumed_from or 0, show_progress):
+        result = _train(config, mixture, run, interrupts)
+    run.store.sweep_unfinished("")  # of workers that were killed
+    return {"run": run.uri, "resumed_from": resumed_from, **result, "report": _report(run)}
+
+
+def plan_training(config: TrainRunConfig, start_ray: Callable[[], "ClusterInfo"]) -> dict[str, Any]:
+    """What a run will take, after the checks that it would make (`jobs.train_plan.plan`).
+
+    Raises:
+        BadInput: as `run_training`.
+    """
+    from jobs.train_plan import plan
+
+    mixture = check(config, RunFolder(config.out))
+    return plan(config, mixture, start_ray())
+
+
+def check(config: TrainRunConfig, run: RunFolder) -> "Mixture":
+    """Everything that can be known without Ray; gives the data.
+
+    Raises:
+        BadInput: something does not fit, or an existing run cannot go on so.
+    """
+    from coca.restore import read_fixed
+    from coca.same_run import check_same_run, fit_to_tokenizer, fixed_fields
+    from jobs.trackers import check_trackers
+
+    check_trackers(config.trackers)
+    saved = read_fixed(run)
+    mixture = open_mixture(config.data, saved)
+    check_fit(config.train, config.workers, mixture)
+    check_same_run(saved, fixed_fields(fit_to_tokenizer(config.train, mixture.tokenizer), mixture), run)
+    if mixture.withdrawn_since:
+        say(f"{mixture.withdrawn_since:,} samples were withdrawn since the run began: others take their places")
+    if config.held_out is not None:
+        from coca.held_out import HeldOut
+
+        HeldOut(config.held_out, config.held_out_pictures)
+    return mixture
+
+
+def open_mixture(data: tuple[DataConfig, ...], saved: Mapping[str, Any] | None) -> "Mixture":
+    """The datasets of a run, in the versions and with the order that it began with, where it has begun (``saved``)."""
+    from coca.mixture import Mixture, Source
+
+    begun = saved or {}
+    sources = [
+        Source(open_dataset(each.uri, each.version, begun.get(f"data.{place}.version")), each.weight)
+        for place, each in enumerate(data)
+    ]
+    mixture = Mixture(sources)
+    return mixture if saved is None else mixture.as_begun(saved)
 
 
 def open_dataset(uri: str, version: int | None, begun_with: int | None) -> Dataset:
@@ -63,102 +118,128 @@ def open_dataset(uri: str, version: int | None, begun_with: int | None) -> Datas
     return Dataset(uri, version)
 
 
-def check_fit(config: TrainConfig, workers: WorkersConfig, dataset: Dataset) -> None:
-    """Raises BadInput for what every worker would raise: dataset, lanes and number of workers do not fit."""
-    from coca.feed import Feed
-    from coca.train import fit_to_dataset
-
-    if dataset.record.selected == 0:
-        raise BadInput(f"{dataset.store.uri} version {dataset.record.version} has no selected samples", "Refresh it")
-    Feed(dataset, fit_to_dataset(config, dataset), rank=0, world_size=workers.count)
-
-
-def _check_same_run(config: TrainConfig, dataset: Dataset, run: RunFolder, saved: dict[str, Any]) -> None:
-    from coca.train import check_same_run, fit_to_dataset, fixed_fields
-
-    check_same_run(saved, fixed_fields(fit_to_dataset(config, dataset), dataset), run)
+def check_fit(config: TrainConfig, workers: WorkersConfig, mixture: "Mixture") -> None:
+    """Raises BadInput for what every worker would raise: datasets, lanes and number of workers do not fit."""
+    for dataset, _ in mixture.sources:
+        if dataset.record.selected == 0:
+            raise BadInput(
+                f"{dataset.store.uri} version {dataset.record.version} has no selected samples", "Refresh it"
+            )
+    world_sizes(workers, config)
+    mixture.order(config)
 
 
-def _check_cluster(workers: WorkersConfig) -> None:
+def settle(config: TrainRunConfig, mixture: "Mixture", run: RunFolder) -> TrainRunConfig:
+    """The config with what the cluster decides, the versions that were opened, and places that are the same for every
+    worker.
+
+    Raises:
+        BadInput: the cluster has no room for the workers.
+    """
+    data = [
+        each.model_copy(update={"uri": dataset.store.uri, "version": dataset.record.version})
+        for each, (dataset, _) in zip(config.data, mixture.sources, strict=True)
+    ]
+    feed = config.feed.model_copy(
+        update={name: _absolute(getattr(config.feed, name)) for name in ("record", "recording", "cache_dir")}
+    )
+    return config.model_copy(
+        update={
+            # The version is part of what a run is: a refresh meanwhile must not change a resumed one.
+            "data": tuple(data),
+            "out": run.uri,
+            "held_out": _absolute(config.held_out),
+            "feed": feed,
+            "workers": _check_cluster(config.workers),
+        }
+    )
+
+
+def _absolute(place: str | None) -> str | None:
+    """Workers run in folders of their own."""
+    return place if place is None or "://" in place else str(Path(place).absolute())
+
+
+def _check_cluster(workers: WorkersConfig) -> WorkersConfig:
+    """With ``use_gpu`` decided."""
     import ray
 
     there = ray.cluster_resources()
     cpus, gpus = there.get("CPU", 0), there.get("GPU", 0)
-    wanted = workers.count * workers.cpus
+    least = workers.least or workers.count
+    wanted = least * workers.cpus
     if wanted > cpus:
         raise BadInput(
-            f"{workers.count} workers of {workers.cpus:g} CPUs need {wanted:g}, the cluster has {cpus:g}",
+            f"{least} workers of {workers.cpus:g} CPUs need {wanted:g}, the cluster has {cpus:g}",
             "Use fewer --workers or a lower workers.cpus",
         )
-    if workers.use_gpu and workers.count > gpus:
+    if workers.use_gpu and least > gpus:
         raise BadInput(
-            f"{workers.count} workers need a GPU each, the cluster has {gpus:g}",
+            f"{least} workers need a GPU each, the cluster has {gpus:g}",
             "Use fewer --workers, or set workers.use_gpu=false",
         )
+    return workers.model_copy(update={"use_gpu": gpus >= least if workers.use_gpu is None else workers.use_gpu})
 
 
-def _fit(config: TrainRunConfig, dataset: Dataset, run: RunFolder) -> dict[str, Any]:
-    # Read when the controller starts: how soon it sees that workers are up, done or dead (Ray's default is 2 s).
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    import ray
+def _train(config: TrainRunConfig, mixture: "Mixture", run: RunFolder, interrupts: Interrupts) -> dict[str, Any]:
+    from coca.goodput import note_launch
+    from jobs.attempt import Attempt
 
-    # A drain notice has no reader here yet, and the watcher's start is logged as an error.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    import ray.train.torch
+    def start(world_size: int) -> Attempt:
+        note_launch(run.store)
+        attempt = Attempt(config, mixture, world_size)
+        attempt.start()
+        return attempt
 
-    train_api: Any = ray.train  # its published types are those of the older Train V1
-    gpus = ray.cluster_resources().get("GPU", 0)
-    use_gpu = config.workers.use_gpu if config.workers.use_gpu is not None else gpus >= config.workers.count
-    trainer = train_api.torch.TorchTrainer(
-        train_worker,
-        # Named here: all ranks leave out the same samples, whatever is withdrawn while they start.
-        train_loop_config={"run": config.model_dump(mode="json"), "withdrawn_files": dataset.withdrawn_files},
-        scaling_config=train_api.ScalingConfig(
-            num_workers=config.workers.count,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": config.workers.cpus, **({"GPU": 1} if use_gpu else {})},
-        ),
-        run_config=train_api.RunConfig(
-            # Ray resumes a run of the same name by itself; ours resumes from its own checkpoints.
-            name=f"attempt-{uuid.uuid4().hex[:8]}",
-            storage_path=str(run.path / "ray"),
-            failure_config=train_api.FailureConfig(max_failures=config.workers.max_failures),
-            logging_config=train_api.LoggingConfig(log_level="ERROR"),
-        ),
-    )
-    return dict(trainer.fit().return_value)
+    try:
+        return Driver(config, start, run.latest_step, interrupts).run()
+    except RunFailed as failed:
+        raise RunFailed(f"{str(failed).rstrip('.')}. {_way_on(run)}") from None
 
 
-def train_worker(values: dict[str, Any]) -> dict[str, Any]:
-    """What each Ray Train worker runs; Ray has initialised torch.distributed."""
-    import ray.train.torch
-    import torch
+def _way_on(run: RunFolder) -> str:
+    step = None
+    with contextlib.suppress(OSError, BadInput):  # the storage may be what failed
+        step = run.latest_step()
+    return f"The same command {f'goes on from step {step}' if step else 'starts it again'}."
 
-    from coca.train import train
 
-    config = TrainRunConfig.model_validate(values["run"])
-    device = ray.train.torch.get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(config.workers.threads)
-    dataset = Dataset(config.data, config.version, tuple(values["withdrawn_files"]))
-    # Progress is read from metrics.jsonl: a report to Ray waits for every rank and the controller.
-    return train(config.train, dataset, RunFolder(config.out), device=device, report=lambda row: None)
+def _report(run: RunFolder) -> str | None:
+    try:
+        from jobs.train_report import write_train_report
+
+        return str(write_train_report(run))
+    except ModuleNotFoundError as missing:
+        say(f"no report.html: {missing.name} is not installed. pip install 'coca[report]'")
+        return None
 
 
 @contextmanager
 def _follow(run: RunFolder, steps: int, start: int, show: bool) -> Iterator[None]:
-    """Show progress from the run's metrics while the driver waits for the workers."""
+    """Show progress from the run's metrics while the driver waits for the workers.
+
+    The rate, and so the time left, counts from the first step that is seen: workers take a while to start.
+    """
     if not show:
         yield
         return
-    with Progress("train", total=steps, unit="steps", start=start) as progress:
+    progress: Progress | None = None
+    with ExitStack() as stack:
 
         def poll() -> None:
-            rows = run.read_metrics()
-            if rows and rows[-1]["step"] > progress.count:
-                row = rows[-1]
-                parts = f"contrastive {row['contrastive_loss']:.3f}, captioning {row['captioning_loss']:.3f}"
-                progress.advance(row["step"] - progress.count, note=f"loss {row['loss']:.3f} ({parts})")
+            nonlocal progress
+            row = run.last_metrics()
+            if row is None or row["step"] <= (progress.count if progress else start):
+                return
+            if progress is None:
+                progress = stack.enter_context(Progress("train", total=steps, unit="steps", start=row["step"]))
+            progress.advance(row["step"] - progress.count, note=_note(row))
 
-        with polling(poll, every_s=1.0):
+        with polling(poll, every_s=_S3_POLL_S if run.store.is_s3 else _POLL_S):
             yield
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    losses = f"contrastive {row['contrastive_loss']:.3f}, captioning {row['captioning_loss']:.3f}"
+    waiting = f", waiting for data {row['data_wait']:.0%}" if "data_wait" in row else ""
+    return f"loss {row['loss']:.3f} ({losses}), {row['samples_per_s']:,.1f} samples/s{waiting}"

@@ -13,8 +13,8 @@ from coca.progress import Progress, polling
 from coca.run_folder import RunFolder
 from coca.storage import Store, open_file
 from coca.train_config import LossConfig
-from jobs.config import TrainRunConfig, TuneConfig
-from jobs.train import check_fit, open_dataset, run_training
+from jobs.config import DataConfig, TrainRunConfig, TuneConfig
+from jobs.train import check_fit, open_mixture, run_training
 
 RESULT, STUDY = "trial.json", "study.json"
 TRIAL_CPUS = 0.5  # of the process that waits for a trial's workers and then evaluates
@@ -40,8 +40,9 @@ def run_tuning(config: TuneConfig, *, start_ray: Callable[[], object] | None = N
     held_out, name = open_file(config.held_out)
     study = RunFolder(config.out).store
     begun = json.loads(study.read(STUDY)) if study.exists(STUDY) else {}
-    dataset = open_dataset(config.data, None, begun.get("version"))
-    check_fit(config.train, config.workers, dataset)
+    mixture = open_mixture((DataConfig(uri=config.data),), {"data.0.version": begun.get("version")})
+    dataset = mixture.sources[0].dataset
+    check_fit(config.train, config.workers, mixture)
     config = config.model_copy(
         update={
             "data": dataset.store.uri,
@@ -162,9 +163,8 @@ def _train_and_judge(config: TuneConfig, trial: dict[str, Any], folder: Store) -
 
     loss = LossConfig.model_validate(trial["loss"])
     run = TrainRunConfig(
-        data=config.data,
-        version=trial["version"],
-        out=f"{folder.root}/run",
+        data=(DataConfig(uri=config.data, version=trial["version"]),),
+        out=f"{folder.uri}/run",
         workers=config.workers,
         train=config.train.model_copy(update={"loss": loss}),
     )

@@ -1,59 +1,140 @@
 """`coca train`."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from coca.errors import BadInput
 from coca.typed_config import resolve_config
 from jobs.commands.options import coca_command, config_options
+
+if TYPE_CHECKING:
+    from jobs.config import TrainRunConfig
 
 EXAMPLES = """\b
 Examples:
   coca train --data data/mine --out runs/first --recipe scenes --workers 2
   coca train --data data/mine --out runs/first --recipe scenes --workers 2     (again: resumes)
-  coca train --data s3://bucket/mine --out /shared/runs/base --set train.optimizer.learning_rate=1e-3
+  coca train --data s3://bucket/a --weight 3 --data s3://bucket/b --weight 1 --out s3://bucket/runs/base --workers 2:8
+  coca train --data data/mine --out runs/first --recipe scenes --dry-run
 """
 
 
+class WorkerRange(click.ParamType):
+    """``N``, or ``MIN:MAX`` for as many as the cluster has room for: (least, count)."""
+
+    name = "N or MIN:MAX"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int | None, int]:
+        first, colon, last = str(value).partition(":")
+        try:
+            return (int(first), int(last)) if colon else (None, int(first))
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor of the form MIN:MAX, such as 2:8", param, ctx)
+
+
 @click.command(epilog=EXAMPLES)
-@click.option("--data", required=True, metavar="DATASET", help="Dataset folder: a path or s3:// uri.")
-@click.option("--version", type=int, help="Version of the dataset (default: the newest).")
+@click.option(
+    "--data", required=True, multiple=True, metavar="DATASET", help="Dataset: a path or s3:// uri; several mix."
+)
+@click.option(
+    "--weight", "weights", type=float, multiple=True, help="Share of each --data, in their order (default 1)."
+)
+@click.option("--version", "versions", type=int, multiple=True, help="Version of each --data, in their order.")
 @click.option("--out", required=True, metavar="RUN", help="Run folder; an existing run is resumed.")
 @click.option("--recipe", "recipe_name", default="coca_base", show_default=True, help="Named config to start from.")
-@click.option("--workers", type=int, help="Ray Train workers (default 1).")
+@click.option("--workers", type=WorkerRange(), help="Ray Train workers (default 1); a range is elastic.")
 @click.option("--steps", type=int, help="Optimizer steps of the whole run.")
 @click.option("--batch-size", type=int, help="Samples of the global batch.")
+@click.option("--held-out", metavar="FILE", help="Parquet with `image` and `captions` to evaluate on.")
+@click.option("--decode-on", type=click.Choice(["threads", "processes", "ray"]), help="Where pictures are decoded.")
+@click.option("--dry-run", is_flag=True, help="Check everything and say what it will take, without training.")
 @click.option("--must-be-new", is_flag=True, help="Refuse to go on with an existing run.")
 @config_options
 @coca_command
 def command(
-    data: str,
-    version: int | None,
+    data: tuple[str, ...],
+    weights: tuple[float, ...],
+    versions: tuple[int, ...],
     out: str,
     recipe_name: str,
-    workers: int | None,
+    workers: tuple[int | None, int] | None,
     steps: int | None,
     batch_size: int | None,
+    held_out: str | None,
+    decode_on: str | None,
+    dry_run: bool,
     must_be_new: bool,
     config_file: Path | None,
     sets: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Pretrain a captioner on a dataset; the same command again resumes.
+    """Pretrain a captioner on a dataset, or on several; the same command again resumes.
 
-    --set takes the names that `coca config show train` prints.
+    --set takes the names that `coca config show train` prints. SIGTERM and Ctrl-C end a run with a checkpoint.
     """
     from jobs.cluster import connect
     from jobs.config import TrainRunConfig
     from jobs.recipes import recipe
     from jobs.train import run_training
 
-    base = TrainRunConfig(data=data, out=out, train=recipe(recipe_name))
-    flags = {"version": version, "workers.count": workers, "train.steps": steps, "train.batch_size": batch_size}
+    least, count = workers or (None, None)
+    flags = {
+        "workers.count": count,
+        "workers.least": least,
+        "train.steps": steps,
+        "train.batch_size": batch_size,
+        "held_out": held_out,
+        "feed.decode": decode_on,
+    }
+    base = TrainRunConfig.model_validate(
+        {"data": datasets(data, weights, versions), "out": out, "train": recipe(recipe_name)}
+    )
     config = resolve_config(base, config_file, [*sets, *(f"{k}={v}" for k, v in flags.items() if v is not None)])
+    if dry_run:
+        return _dry_run(config)
     result = run_training(config, must_be_new=must_be_new, start_ray=connect)
-    loss = "" if result["final_loss"] is None else f", final loss {result['final_loss']:.4f}"
-    click.echo(f"trained {result['steps']:,} steps{loss}")
-    click.echo(f"checkpoint: {result['run']}/{result['checkpoint']}")
-    click.echo(f"serve it:   coca serve --checkpoint {result['run']}/{result['checkpoint']}")
+    _print(result)
     return result
+
+
+def datasets(uris: Sequence[str], weights: Sequence[float], versions: Sequence[int]) -> list[dict[str, Any]]:
+    """Values of a DataConfig for each ``--data``.
+
+    Raises:
+        BadInput: weights or versions are given for some of them only.
+    """
+    values: list[dict[str, Any]] = [{"uri": uri} for uri in uris]
+    for name, given in (("weight", weights), ("version", versions)):
+        if given and len(given) != len(uris):
+            raise BadInput(
+                f"--{name} is given {len(given)} times, --data {len(uris)} times",
+                f"Give one --{name} for each --data, in the same order",
+            )
+        for value, one in zip(values, given, strict=False):
+            value[name] = one
+    return values
+
+
+def _dry_run(config: "TrainRunConfig") -> dict[str, Any]:
+    from jobs.cluster import connect
+    from jobs.train import plan_training
+    from jobs.train_plan import print_plan
+
+    planned = plan_training(config, connect)
+    print_plan(planned)
+    return planned
+
+
+def _print(result: dict[str, Any]) -> None:
+    loss = "" if result["final_loss"] is None else f", final loss {result['final_loss']:.4f}"
+    if result["stopped"]:
+        click.echo(f"stopped at step {result['steps']:,}{loss}; the same command goes on")
+    else:
+        click.echo(f"trained {result['steps']:,} steps{loss}")
+    if result["report"]:
+        click.echo(f"report:     {result['report']}")
+    if result.get("checkpoint"):
+        click.echo(f"checkpoint: {result['run']}/{result['checkpoint']}")
+        click.echo(f"serve it:   coca serve --checkpoint {result['run']}/{result['checkpoint']}")

@@ -9,13 +9,10 @@ import pytest
 import torch
 
 from coca.checkpoint import (
-    ResumeState,
     checkpoint_path,
     list_checkpoints,
     load_checkpoint,
     load_model,
-    load_resume,
-    read_fixed,
     save_checkpoint,
 )
 from coca.config import ModelConfig, Preprocessing
@@ -42,7 +39,6 @@ def save(store: Store, path: str, model: CoCa, tokenizer: Tokenizer) -> None:
         preprocessing=Preprocessing(image_size=16, mean=(0.1, 0.2, 0.3)),
         step=7,
         provenance={"dataset": "here"},
-        resume=ResumeState({"x/step": torch.tensor(3.0)}, position=7, fixed={"seed": 0}),
     )
 
 
@@ -53,8 +49,6 @@ def test_round_trip(saved: tuple[Path, CoCa], tokenizer: Tokenizer) -> None:
     assert (loaded.step, loaded.provenance, loaded.model.training) == (7, {"dataset": "here"}, False)
     assert loaded.preprocessing.mean == (0.1, 0.2, 0.3)
     assert loaded.tokenizer.fingerprint == tokenizer.fingerprint
-    state = load_resume(Store(folder.parent.parent), checkpoint_path(7), model)
-    assert (state.position, state.fixed, state.optimizer["x/step"].item()) == (7, {"seed": 0}, 3.0)
 
 
 def test_s3_round_trip(s3: str, tiny_model: ModelConfig, tokenizer: Tokenizer) -> None:
@@ -130,8 +124,6 @@ def test_a_hostile_manifest_is_refused(saved: tuple[Path, CoCa], entries: object
     (saved[0] / "manifest.json").write_text(json.dumps({"files": entries}))
     with pytest.raises(BadInput, match=r"model\.safetensors"):
         load_checkpoint(str(saved[0]))
-    with pytest.raises(BadInput, match=r"model\.safetensors"):
-        load_resume(Store(saved[0].parent), saved[0].name, saved[1])
 
 
 @pytest.mark.parametrize(
@@ -159,8 +151,6 @@ def test_files_that_are_no_json_objects_are_refused(saved: tuple[Path, CoCa], na
         ("preprocessing.json", {"image_size": "large"}, "'image_size'"),
         ("preprocessing.json", {"image_size": 32}, "preprocessing gives 32 pixels, the model takes 16"),
         ("preprocessing.json", {"std": [0.5, 0.0, 0.5]}, "'std.1'"),
-        ("resume.json", {"position": None}, "'position'"),
-        ("resume.json", {"fixed": []}, "'fixed'"),
     ],
 )
 def test_hostile_values_are_refused_by_name(
@@ -169,10 +159,7 @@ def test_hostile_values_are_refused_by_name(
     values = json.loads((saved[0] / name).read_text())
     replace(saved[0], name, json.dumps(values | changes).encode())
     with pytest.raises(BadInput, match=named):
-        if name == "resume.json":
-            load_resume(Store(saved[0].parent), saved[0].name, saved[1])
-        else:
-            load_checkpoint(str(saved[0]))
+        load_checkpoint(str(saved[0]))
 
 
 def test_a_tokenizer_of_another_model_is_refused(saved: tuple[Path, CoCa]) -> None:
@@ -190,14 +177,6 @@ def test_a_file_and_a_run_without_checkpoint_are_refused(saved: tuple[Path, CoCa
     (tmp_path / "run/config.yaml").write_text("")
     with pytest.raises(BadInput, match=r"has no whole checkpoint yet"):
         load_checkpoint(str(tmp_path / "run"))
-
-
-def test_a_damaged_checkpoint_says_how_its_run_goes_on(saved: tuple[Path, CoCa]) -> None:
-    (saved[0] / "optimizer.safetensors").write_bytes(b"")
-    with pytest.raises(BadInput, match=rf"Remove {saved[0]} to go on from the checkpoint before it"):
-        load_resume(Store(saved[0].parent.parent), checkpoint_path(7), saved[1])
-    with pytest.raises(BadInput, match=r"optimizer.safetensors does not match"):
-        read_fixed(Store(saved[0].parent.parent), checkpoint_path(7))
 
 
 def test_loading_leaves_the_random_state_alone(saved: tuple[Path, CoCa]) -> None:

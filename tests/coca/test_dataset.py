@@ -11,7 +11,7 @@ import pytest
 
 from coca.dataset import Dataset
 from coca.errors import BadInput
-from coca.train_config import TrainConfig
+from coca.train_config import FeedConfig, TrainConfig
 from coca.withdrawn import WITHDRAWN, append_withdrawn
 
 MakeDataset = Callable[..., Dataset]
@@ -129,6 +129,7 @@ def test_a_worker_sees_the_list_of_its_parent(make_dataset: MakeDataset) -> None
     assert worker.withdrawn.digest == parent.withdrawn.digest
     assert ids(worker.read_row_group(0)) == ids(parent.read_row_group(0)) == [1, 2, 3]
     assert worker.record == parent.record
+    assert ids(worker.with_withdrawn(()).read_row_group(0)) == [0, 1, 2, 3]
     # Opened anew, both are gone; the one opened before anything was withdrawn has them still.
     assert ids(Dataset(dataset.store.uri).read_row_group(0)) == [1, 3]
     assert ids(dataset.read_row_group(0)) == [0, 1, 2, 3]
@@ -158,14 +159,18 @@ def test_a_damaged_list_opens_nothing(make_dataset: MakeDataset) -> None:
 
 
 def test_training_never_sees_what_is_withdrawn(make_dataset: MakeDataset, tiny_train: TrainConfig) -> None:
+    from coca.decode import make_decoder
     from coca.feed import Feed
+    from coca.mixture import Mixture, Source
 
     dataset = make_dataset()
     withdraw(dataset, 0, 3)
     withdraw(dataset, 28, 29, path="part-00002.parquet", row_group=2)
     opened = Dataset(dataset.store.uri)
-    feed = Feed(opened, tiny_train, rank=0, world_size=1)
+    decoder = make_decoder(FeedConfig(), tiny_train.augment, tiny_train.seed)
+    feed = Feed(Mixture([Source(opened)]), tiny_train, FeedConfig(), rank=0, world_size=1, decoder=decoder)
     seen = [row for number in range(12) for row in feed.batch(number).tokens_BT.tolist()]
+    feed.close()
     numbers = {int(opened.tokenizer.decode(row).split()[-1]) for row in seen}
     assert numbers == set(range(30)) - {0, 3, 28, 29}
 

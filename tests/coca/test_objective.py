@@ -1,14 +1,17 @@
 """The objective: both losses of one pass are those of the plain functions, in value and gradient."""
 
 import shutil
+from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from coca.config import ModelConfig
-from coca.losses import captioning_loss, contrastive_loss
+from coca.losses import captioning_loss, contrastive_loss, real_targets
 from coca.model import CoCa
-from coca.objective import Objective
+from coca.objective import Cached, Features, Objective
 from coca.train_config import LossConfig
 
 TOKENS = torch.tensor([[1, 9, 8, 2], [1, 7, 2, 0], [1, 9, 8, 2], [1, 5, 6, 2]])
@@ -78,3 +81,57 @@ def test_dropped_patches_are_not_seen(tiny_model: ModelConfig) -> None:
     )
     torch.testing.assert_close(all_kept, whole)
     assert (some - whole).abs() > 1e-6
+
+
+def test_features_are_those_of_the_whole_pass(tiny_model: ModelConfig) -> None:
+    model = build(tiny_model).float()
+    objective, images = Objective(model, LossConfig()), pictures().float()
+    kept = torch.tensor([[0, 3]] * 4)
+    states = model.states(images, TOKENS, kept)
+    features = objective.features(images, TOKENS, kept)
+    torch.testing.assert_close(features, Features(states.image_features_BE, states.text_features_BE))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = objective.features(images, TOKENS, kept)
+    assert {value.dtype for value in rounded} == {torch.float32}
+    assert not rounded.images_BE.equal(features.images_BE)
+
+
+def test_a_part_has_its_share_of_the_captioning_loss(tiny_model: ModelConfig) -> None:
+    objective = Objective(build(tiny_model), LossConfig(label_smoothing=0.1))
+    whole = objective(pictures(), TOKENS).captioning
+    nothing = Features(*[torch.zeros(2, 8).double()] * 2)
+    targets = real_targets(TOKENS, 0)
+    assert targets == 11
+    cached = Cached(nothing, (torch.zeros(()),), targets)
+    parts = [objective(pictures()[rows], TOKENS[rows], None, cached) for rows in (slice(0, 2), slice(2, 4))]
+    torch.testing.assert_close(sum(part.captioning for part in parts), whole)
+
+
+@pytest.mark.parametrize("contrastive", ["softmax", "sigmoid"])
+def test_the_stand_in_has_the_gradients_it_was_given(tiny_model: ModelConfig, contrastive: str) -> None:
+    model = build(tiny_model.model_copy(update={"initial_logit_bias": -10.0 if contrastive == "sigmoid" else None}))
+    objective = Objective(model, LossConfig(contrastive=contrastive))
+    given = Features(*torch.randn(2, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
+    scalars = tuple(torch.tensor(0.25 + number) for number in range(len(objective.scalars)))
+    stand_in = objective(pictures(), TOKENS, None, Cached(given, scalars, real_targets(TOKENS, 0))).contrastive
+    expected = torch.autograd.grad(
+        list(model.states(pictures(), TOKENS)[:2]), model.text_projection.weight, list(given), retain_graph=True
+    )
+    found = torch.autograd.grad(stand_in, [model.text_projection.weight, *objective.scalars])
+    torch.testing.assert_close(found[0], expected[0])
+    assert [float(value) for value in found[1:]] == [float(value) for value in scalars]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at a block's inputs
+def test_blocks_can_be_compiled_alone(tiny_model: ModelConfig) -> None:
+    """With a backend that counts graphs: one for each kind of block, none around them."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    model = build(tiny_model)
+    plain = Objective(model, LossConfig())(pictures(), TOKENS)
+    with patch("torch.compile", partial(torch.compile, backend=counter)):
+        objective = Objective(model, LossConfig(), compiled=True)
+        objective.compile_blocks()
+    torch.testing.assert_close(objective(pictures(), TOKENS), plain)
+    assert counter.frame_count >= 3
+    assert all("forward" in vars(block) for block in model.multimodal.blocks)

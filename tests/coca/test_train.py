@@ -1,5 +1,6 @@
 """Training without Ray: it learns, and stopping and going on changes nothing."""
 
+import contextlib
 import json
 import os
 import socket
@@ -14,14 +15,26 @@ import torch
 
 from coca.checkpoint import list_checkpoints, load_checkpoint
 from coca.dataset import Dataset
+from coca.decode import make_decoder
 from coca.errors import BadInput, RunFailed
+from coca.feeds import open_feed
+from coca.mixture import Mixture, Source
 from coca.run_folder import RunFolder
-from coca.train import check_same_run, fixed_fields, train
-from coca.train_config import AugmentConfig, LossConfig, OptimizerConfig, TrainConfig
+from coca.same_run import fit_to_tokenizer
+from coca.train import train
+from coca.train_config import (
+    AugmentConfig,
+    FeedConfig,
+    LossConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    ResolutionPhase,
+    TrainConfig,
+)
 
 MakeDataset = Callable[..., Dataset]
 FIELDS = ["step", "samples_seen", "batch_digest", "loss", "contrastive_loss", "captioning_loss", "learning_rate"]
-FIELDS += ["grad_norm"]
+FIELDS += ["grad_norm", "temperature", "skipped_steps"]
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +47,17 @@ def one_thread() -> Any:
 
 def run(config: TrainConfig, dataset: Dataset, folder: Path, **options: Any) -> dict[str, Any]:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    return train(config, dataset, RunFolder(folder), device=torch.device("cpu"), report=lambda row: None, **options)
+    mixture = Mixture([Source(dataset)])
+    feed = open_feed(
+        mixture,
+        fit_to_tokenizer(config, mixture.tokenizer),
+        FeedConfig(decode_workers=1),
+        rank=0,
+        world_size=1,
+        make_decoder=lambda: make_decoder(FeedConfig(decode_workers=1), config.augment, config.seed),
+    )
+    with contextlib.closing(feed):
+        return train(config, mixture, RunFolder(folder), batches=feed.batches, device=torch.device("cpu"), **options)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -101,31 +124,22 @@ def test_a_changed_config_is_refused_by_name(
         run(changed, dataset, tmp_path)
 
 
-def test_another_dataset_is_refused_by_what_differs(
+def test_steps_without_finite_gradients_change_nothing_and_end_the_run_after_a_limit(
     tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig
 ) -> None:
-    """The tokenizer first, then the version, then the rows: digests of files tell a user nothing."""
-    saved = fixed_fields(tiny_train, make_dataset())
-    folder = RunFolder(tmp_path / "run")
-    check_same_run(saved, saved, folder)
-    with pytest.raises(BadInput, match=r"on tokens of the tokenizer [0-9a-f]{16}, this dataset was written by other"):
-        check_same_run(saved, saved | {"data.tokenizer": "other", "data.row_groups": "x", "data.version": 2}, folder)
-    with pytest.raises(BadInput, match=r"started with data.version = 1, now it is 2"):
-        check_same_run(saved, saved | {"data.row_groups": "x", "data.version": 2}, folder)
-    with pytest.raises(BadInput, match=r"was started on another dataset. Give the dataset it was started with"):
-        check_same_run(saved, saved | {"data.row_groups": "x"}, folder)
-
-
-@pytest.mark.parametrize(("log_every", "checkpoint_every"), [(1, 2), (6, 1)])
-def test_a_loss_that_is_not_finite_ends_the_run_and_reaches_no_checkpoint(
-    tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig, log_every: int, checkpoint_every: int
-) -> None:
-    changes = {"log_every": log_every, "checkpoint_every": checkpoint_every}
-    config = tiny_train.model_copy(update={"optimizer": OptimizerConfig(learning_rate=1e30), **changes})
-    with pytest.raises(RunFailed, match=r"step \d: loss .*nan"):
+    optimizer = OptimizerConfig(learning_rate=1e30, max_skipped_steps=3)
+    config = tiny_train.model_copy(update={"optimizer": optimizer, "checkpoint_every": 1, "steps": 9})
+    with pytest.raises(RunFailed, match=r"step \d: the gradients are no finite numbers for the 4th time.*0{28}"):
         run(config, make_dataset(), tmp_path)
-    steps = list_checkpoints(RunFolder(tmp_path).store)
-    assert not steps or load_checkpoint(str(tmp_path)).model.log_logit_scale.isfinite()
+    rows = RunFolder(tmp_path).read_metrics()
+    assert [row["skipped_steps"] for row in rows[-3:]] == [1, 2, 3]
+    assert load_checkpoint(str(tmp_path)).step == rows[-1]["step"]
+    with pytest.raises(RunFailed, match="for the 4th time"):  # the count goes on with the run
+        run(config, make_dataset_again(tmp_path), tmp_path)
+
+
+def make_dataset_again(folder: Path) -> Dataset:
+    return Dataset(str(folder / "dataset"))
 
 
 def test_only_the_newest_checkpoints_are_kept(
@@ -139,16 +153,25 @@ def test_only_the_newest_checkpoints_are_kept(
 
 RANK_SCRIPT = """
 import os, sys, traceback, torch, torch.distributed as dist
-from coca.train_config import TrainConfig
 from coca.dataset import Dataset
+from coca.decode import make_decoder
+from coca.feed import Feed
+from coca.mixture import Mixture, Source
 from coca.run_folder import RunFolder
+from coca.same_run import fit_to_tokenizer
 from coca.train import train
+from coca.train_config import FeedConfig, TrainConfig
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 config = TrainConfig.model_validate_json(sys.argv[1])
 run = RunFolder(sys.argv[3 + int(os.environ["RANK"])])
 try:
-    train(config, Dataset(sys.argv[2]), run, device=torch.device("cpu"), report=lambda row: None)
+    mixture, feed = Mixture([Source(Dataset(sys.argv[2]))]), FeedConfig(decode_workers=1)
+    place = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
+    decoder = make_decoder(feed, config.augment, config.seed)
+    source = Feed(mixture, fit_to_tokenizer(config, mixture.tokenizer), feed, decoder=decoder, **place)
+    train(config, mixture, run, batches=source.batches, device=torch.device("cpu"))
+    source.close()
     dist.destroy_process_group()
 except Exception:
     traceback.print_exc()
@@ -177,18 +200,26 @@ def test_ranks_that_see_different_checkpoints_stop(
 ) -> None:
     """Folders that are not shared, or not yet: going on would mix two positions without a word."""
     dataset = make_dataset()
-    run(tiny_train.model_copy(update={"steps": 2}), dataset, tmp_path / "mine")
+    run(tiny_train, dataset, tmp_path / "mine", should_stop=iter([False, True]).__next__)
     for code, line in run_ranks(tiny_train, dataset, tmp_path / "mine", tmp_path / "theirs"):
         assert code == 1
         assert "the workers see different checkpoints" in line
         assert "newest steps [-1, 2]" in line
 
 
-def test_two_ranks_train_as_one(tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig) -> None:
-    """The same batches exactly, the same losses and gradients up to the order of summation."""
+@pytest.mark.parametrize(
+    "parallel", [ParallelConfig(), ParallelConfig(kind="fsdp", micro_batches=2)], ids=lambda config: config.kind
+)
+def test_two_ranks_train_as_one(
+    tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig, parallel: ParallelConfig
+) -> None:
+    """The same batches exactly, the same losses and gradients up to the order of summation; half of it alone."""
     dataset = make_dataset()
-    run(tiny_train, dataset, tmp_path / "one")
-    assert run_ranks(tiny_train, dataset, tmp_path / "two", tmp_path / "two") == [(0, ""), (0, "")]
+    optimizer = OptimizerConfig(name="muon", ema_decay=0.9)
+    config = tiny_train.model_copy(update={"parallel": parallel, "optimizer": optimizer})
+    run(config, dataset, tmp_path / "one")
+    run(config, dataset, tmp_path / "two", should_stop=iter([False, False, True]).__next__)
+    assert run_ranks(config, dataset, tmp_path / "two", tmp_path / "two") == [(0, ""), (0, "")]
     for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert one["batch_digest"] == two["batch_digest"]
         for name in ("loss", "contrastive_loss", "captioning_loss", "grad_norm"):
@@ -220,3 +251,41 @@ def test_metrics_are_json_lines(tmp_path: Path, make_dataset: MakeDataset, tiny_
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(row["samples_per_s"] > 0 for row in rows)
+
+
+def test_checkpoints_hold_the_size_of_their_phase_and_the_averages(
+    tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig
+) -> None:
+    """Small pictures first; patches are dropped until the last third; what is saved for use is the average."""
+    config = tiny_train.model_copy(
+        update={
+            "resolutions": (ResolutionPhase(from_step=0, image_size=8), ResolutionPhase(from_step=3, image_size=24)),
+            "augment": AugmentConfig(patch_dropout=0.5, unmasked_fraction=0.34),
+            "optimizer": OptimizerConfig(name="adafactor", ema_decay=0.5, schedule="warmup_stable_decay"),
+            "keep_checkpoints": 9,
+        }
+    )
+    dataset = make_dataset()
+    run(config, dataset, tmp_path / "straight")
+    run(config, dataset, tmp_path / "stopped", should_stop=iter([False, False, False, True]).__next__)
+    run(config, dataset, tmp_path / "stopped")
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "straight")
+    sizes = [
+        load_checkpoint(f"{tmp_path}/straight/checkpoints/step_{step:09d}").preprocessing.image_size for step in (2, 4)
+    ]
+    assert sizes == [8, 24]
+    plain = {**config.model_dump(), "optimizer": {**config.optimizer.model_dump(), "ema_decay": None}}
+    run(TrainConfig.model_validate(plain), dataset, tmp_path / "raw")
+    averaged, raw = (load_checkpoint(str(tmp_path / name)).model.log_logit_scale for name in ("straight", "raw"))
+    assert metrics(tmp_path / "raw") == metrics(tmp_path / "straight")
+    assert averaged != raw
+
+
+def test_the_best_checkpoint_is_kept(tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig) -> None:
+    config = tiny_train.model_copy(
+        update={"checkpoint_every": 1, "keep_best": "temperature", "keep_checkpoints": 1, "log_every": 6}
+    )
+    run(config.model_copy(update={"log_every": 1}), make_dataset(), tmp_path)
+    rows = RunFolder(tmp_path).read_metrics()
+    best = max(rows, key=lambda row: row["temperature"])["step"]
+    assert set(list_checkpoints(RunFolder(tmp_path).store)) == {best, 6}

@@ -1,34 +1,49 @@
 """`coca train` on a real Ray Train: workers start, the run is written, the same command goes on."""
 
+import contextlib
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
 from coca.checkpoint import load_checkpoint
 from coca.dataset import Dataset
-from coca.errors import BadInput
+from coca.decode import make_decoder
+from coca.errors import BadInput, RunFailed
+from coca.feeds import open_feed
+from coca.mixture import Mixture, Source
 from coca.run_folder import RunFolder
+from coca.same_run import fit_to_tokenizer
 from coca.train import train
-from coca.train_config import TrainConfig
+from coca.train_config import FeedConfig, TrainConfig
+from coca.withdrawn import WITHDRAWN, append_withdrawn
 from jobs.cluster import ClusterInfo
-from jobs.config import TrainRunConfig, WorkersConfig
-from jobs.train import open_dataset, run_training
+from jobs.config import DataConfig, TrainRunConfig, WorkersConfig
+from jobs.train import open_dataset, plan_training, run_training
 
 MakeDataset = Callable[..., Dataset]
+
+
+def run_config(dataset: Dataset, out: Path | str, train: TrainConfig, **workers: object) -> TrainRunConfig:
+    return TrainRunConfig(
+        data=(DataConfig(uri=dataset.store.uri),),
+        out=str(out),
+        train=train,
+        workers=WorkersConfig.model_validate(workers),
+    )
 
 
 @pytest.mark.ray
 def test_two_workers_train_and_a_second_call_finds_it_done(
     ray_cluster: ClusterInfo, tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig
 ) -> None:
-    dataset = make_dataset()
-    config = TrainRunConfig(
-        data=dataset.store.uri, out=str(tmp_path / "run"), workers=WorkersConfig(count=2, cpus=0.5), train=tiny_train
-    )
+    config = run_config(make_dataset(), tmp_path / "run", tiny_train, count=2, cpus=0.5)
     result = run_training(config)
     assert (result["steps"], result["workers"], result["resumed_from"]) == (6, 2, None)
     assert [row["step"] for row in RunFolder(tmp_path / "run").read_metrics()] == [1, 2, 3, 4, 5, 6]
@@ -36,6 +51,8 @@ def test_two_workers_train_and_a_second_call_finds_it_done(
     assert checkpoint.step == 6
     assert checkpoint.provenance["dataset_version"] == 1
     assert "seed: 0" in (tmp_path / "run/config.yaml").read_text()
+    assert result["report"] == str(tmp_path / "run/report.html")
+    assert "<html" in Path(result["report"]).read_text()
 
     again = run_training(config)
     assert (again["steps"], again["resumed_from"]) == (6, 6)
@@ -45,25 +62,20 @@ def test_two_workers_train_and_a_second_call_finds_it_done(
 
 
 @pytest.mark.ray
-def test_what_cannot_work_is_refused_before_a_worker_starts(
+def test_what_the_cluster_has_no_room_for_is_refused_before_a_worker_starts(
     ray_cluster: ClusterInfo, tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig
 ) -> None:
     dataset = make_dataset()
 
     def config(**workers: object) -> TrainRunConfig:
-        out = str(tmp_path / "never")
-        return TrainRunConfig(
-            data=dataset.store.uri, out=out, train=tiny_train, workers=WorkersConfig.model_validate(workers)
-        )
+        return run_config(dataset, tmp_path / "never", tiny_train, **workers)
 
-    with pytest.raises(BadInput, match=r"3 workers do not divide lanes = 4. Use 1, 2 or 4 workers"):
-        run_training(config(count=3))
     with pytest.raises(BadInput, match="4 workers of 2 CPUs need 8, the cluster has 4"):
         run_training(config(count=4, cpus=2))
+    with pytest.raises(BadInput, match="2 workers of 3 CPUs need 6, the cluster has 4"):
+        run_training(config(count=4, least=2, cpus=3))
     with pytest.raises(BadInput, match=r"2 workers need a GPU each, the cluster has 0. Use fewer --workers, or set"):
         run_training(config(count=2, use_gpu=True))
-    with pytest.raises(BadInput, match="a run folder cannot lie on S3 yet"):
-        run_training(config(count=1).model_copy(update={"out": "s3://bucket/run"}))
     assert not (tmp_path / "never").exists()
 
 
@@ -75,14 +87,52 @@ def no_ray() -> None:
     raise RayAsked
 
 
+def test_what_does_not_fit_is_refused_before_ray_starts(
+    tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig
+) -> None:
+    dataset = make_dataset(unselected=(0,))
+    config = run_config(dataset, tmp_path / "never", tiny_train, count=3)
+    with pytest.raises(BadInput, match=r"3 workers do not divide lanes = 4. Use 1, 2 or 4 workers"):
+        run_training(config, start_ray=no_ray)
+    few = tiny_train.model_copy(update={"lanes": 16, "batch_size": 16})
+    with pytest.raises(BadInput, match=r"row groups with selected samples, too few for lanes = 16"):
+        run_training(run_config(dataset, tmp_path / "never", few), start_ray=no_ray)
+    with pytest.raises(BadInput, match="no_such_file"):
+        run_training(
+            config.model_copy(update={"workers": WorkersConfig(), "held_out": "no_such_file.parquet"}),
+            start_ray=no_ray,
+        )
+    assert not (tmp_path / "never").exists()
+
+
+def train_here(config: TrainConfig, dataset: Dataset, folder: Path, should_stop: Callable[[], bool]) -> None:
+    mixture, feed = Mixture([Source(dataset)]), FeedConfig(decode_workers=1)
+    opened = open_feed(
+        mixture,
+        fit_to_tokenizer(config, mixture.tokenizer),
+        feed,
+        rank=0,
+        world_size=1,
+        make_decoder=lambda: make_decoder(feed, config.augment, config.seed),
+    )
+    with contextlib.closing(opened):
+        train(
+            config,
+            mixture,
+            RunFolder(folder),
+            batches=opened.batches,
+            device=torch.device("cpu"),
+            should_stop=should_stop,
+        )
+
+
 @pytest.fixture
 def begun(tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig) -> TrainRunConfig:
     """A run that was stopped after four of its six steps."""
-    dataset, run = make_dataset(), RunFolder(tmp_path / "run")
-    steps = iter([False, False, False, True])
-    device = torch.device("cpu")
-    train(tiny_train, dataset, run, device=device, report=lambda row: None, should_stop=lambda: next(steps))
-    return TrainRunConfig(data=dataset.store.uri, out=str(run.path), train=tiny_train)
+    dataset, steps = make_dataset(), iter([False, False, False, True])
+    (tmp_path / "run").mkdir()
+    train_here(tiny_train, dataset, tmp_path / "run", lambda: next(steps))
+    return run_config(dataset, tmp_path / "run", tiny_train)
 
 
 def publish_again(dataset: Dataset) -> None:
@@ -93,25 +143,70 @@ def publish_again(dataset: Dataset) -> None:
 
 
 def test_a_run_goes_on_with_its_own_version_after_a_refresh(begun: TrainRunConfig) -> None:
-    publish_again(Dataset(begun.data))
+    uri = begun.data[0].uri
+    publish_again(Dataset(uri))
     with pytest.raises(RayAsked):
         run_training(begun, start_ray=no_ray)
-    with pytest.raises(BadInput, match=r"started with data.version = 1, now it is 2"):
-        run_training(begun.model_copy(update={"version": 2}), start_ray=no_ray)
-    assert open_dataset(begun.data, None, None).record.version == 2
+    with pytest.raises(BadInput, match=r"started with data.0.version = 1, now it is 2"):
+        run_training(begun.model_copy(update={"data": (DataConfig(uri=uri, version=2),)}), start_ray=no_ray)
+    assert open_dataset(uri, None, None).record.version == 2
+
+
+def test_samples_withdrawn_since_are_told_and_do_not_stop_a_run(
+    begun: TrainRunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = Dataset(begun.data[0].uri)
+    ids = dataset.read_row_group(0)["sample_id"].to_pylist()[:2]
+    place = dataset.row_groups.to_pylist()[0]
+    rows: list[dict[str, Any]] = [
+        dict.fromkeys(WITHDRAWN.names)
+        | {"sample_id": each, "samples_path": place["samples_path"], "row_group": 0, "reason": "opted_out"}
+        | {"withdrawn_at": 0}
+        for each in ids
+    ]
+    append_withdrawn(dataset.store, pa.Table.from_pylist(rows, schema=WITHDRAWN), "later")
+    with pytest.raises(RayAsked):
+        run_training(begun, start_ray=no_ray)
+    assert "2 samples were withdrawn since the run began" in capsys.readouterr().err
 
 
 def test_what_stops_a_resumed_run_is_seen_before_ray_starts(begun: TrainRunConfig) -> None:
     other_seed = begun.train.model_copy(update={"seed": 5})
     with pytest.raises(BadInput, match=r"started with seed = 0, now it is 5"):
         run_training(begun.model_copy(update={"train": other_seed}), start_ray=no_ray)
-    weights = Path(begun.out) / "checkpoints/step_000000004/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(BadInput, match=r"does not match its SHA-256 .* Remove .*step_000000004 to go on from"):
-        run_training(begun, start_ray=no_ray)
-    shutil.rmtree(weights.parent)
+    two = begun.data * 2
+    with pytest.raises(BadInput, match=r"started with data.1.version = None, now it is 1"):
+        run_training(begun.model_copy(update={"data": two}), start_ray=no_ray)
+    shutil.rmtree(Path(begun.out) / "checkpoints")
     with pytest.raises(RayAsked):
-        run_training(begun, start_ray=no_ray)
+        run_training(begun.model_copy(update={"train": other_seed}), start_ray=no_ray)
+
+
+def test_a_run_that_fails_says_from_where_the_same_command_goes_on(
+    begun: TrainRunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs import elastic
+    from jobs import train as driver
+
+    def no_space(self: object) -> None:
+        raise RunFailed("no space is left")
+
+    monkeypatch.setattr(elastic.Driver, "run", no_space)
+    monkeypatch.setattr(driver, "_check_cluster", lambda workers: workers)
+    with pytest.raises(RunFailed, match=r"^no space is left. The same command goes on from step 4\.$"):
+        run_training(begun, show_progress=False)
+
+
+@pytest.mark.ray
+def test_a_dry_run_checks_as_a_run_does_and_writes_nothing(
+    ray_cluster: ClusterInfo, tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig
+) -> None:
+    config = run_config(make_dataset(), tmp_path / "never", tiny_train, count=2)
+    planned = plan_training(config, lambda: ray_cluster)
+    assert planned["steps"] == 6
+    with pytest.raises(BadInput, match=r"3 workers do not divide lanes = 4"):
+        plan_training(config.model_copy(update={"workers": WorkersConfig(count=3)}), lambda: ray_cluster)
+    assert not (tmp_path / "never").exists()
 
 
 @pytest.mark.ray
@@ -120,6 +215,41 @@ def test_a_run_without_checkpoint_takes_the_config_it_is_started_with(
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").write_text("train:\n  steps: 99\n")  # killed before its first checkpoint
-    config = TrainRunConfig(data=make_dataset().store.uri, out=str(tmp_path / "run"), train=tiny_train)
-    run_training(config.model_copy(update={"train": tiny_train.model_copy(update={"steps": 1})}))
+    run_training(run_config(make_dataset(), tmp_path / "run", tiny_train.model_copy(update={"steps": 1})))
     assert "steps: 1\n" in (tmp_path / "run/config.yaml").read_text()
+
+
+@pytest.mark.ray
+def test_a_run_lies_on_s3(
+    ray_cluster: ClusterInfo, s3: str, make_dataset: MakeDataset, tiny_train: TrainConfig
+) -> None:
+    dataset = make_dataset()
+    few = tiny_train.model_copy(update={"steps": 2})
+    result = run_training(run_config(dataset, f"{s3}/run", few))
+    assert (result["steps"], result["run"], result["stopped"]) == (2, f"{s3}/run", None)
+    assert result["report"] == f"{s3}/run/report.html"
+    assert [row["step"] for row in RunFolder(f"{s3}/run").read_metrics()] == [1, 2]
+
+
+def test_progress_counts_from_the_first_step_that_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from jobs.train import _follow
+
+    run = RunFolder(tmp_path)
+    row = {"contrastive_loss": 1.5, "captioning_loss": 2.25, "loss": 6.0, "samples_per_s": 10.0}
+    with _follow(run, steps=20, start=4, show=True):
+        run.append_metrics({"step": 8, **row})
+        time.sleep(1.2)
+        run.append_metrics({"step": 16, **row})
+    line = capsys.readouterr().err
+    assert "train: 16/20 steps" in line
+    assert "loss 6.000 (contrastive 1.500, captioning 2.250)" in line
+    with _follow(run, steps=20, start=16, show=True):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_the_progress_note_tells_losses_rate_and_the_wait_for_data() -> None:
+    from jobs.train import _note
+
+    row = {"contrastive_loss": 1.5, "captioning_loss": 2.25, "loss": 6.0, "samples_per_s": 1234.5, "data_wait": 0.031}
+    assert _note(row) == "loss 6.000 (contrastive 1.500, captioning 2.250), 1,234.5 samples/s, waiting for data 3%"

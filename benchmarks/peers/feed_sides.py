@@ -1,0 +1,220 @@
+"""The sides of benchmarks/feed.py, each a function that a process of its own runs: pictures to batches of pixels.
+
+All decode and crop with the same function, `coca.decode.View.of`, and all give uint8 batches (B, 224, 224, 3) in host
+memory. Ours tokenizes and orders beside.
+"""
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coca.config import ModelConfig, Preprocessing, TextConfig, ViTConfig
+from coca.decode import Picture, View, make_decoder, usable_cpus
+from coca.train_config import AugmentConfig, FeedConfig, TrainConfig
+
+SIZE, BATCH, LANES, WINDOW = 224, 96, 4, 2
+AUGMENT = AugmentConfig(min_crop_area=0.5)
+VIEW = View(AUGMENT, 0)
+Timing = dict[str, float]
+
+
+def ours(work: Path, samples: int, decode: str) -> Timing:
+    """Our feed, decoding in threads or in processes."""
+    from coca.feed import Feed
+
+    mixture, config = our_mixture(work), our_config(BATCH)
+    began = time.perf_counter()
+    feed = FeedConfig(decode=decode)  # type: ignore[arg-type]
+    decoder = make_decoder(feed, AUGMENT, config.seed)
+    reader = Feed(mixture, config, feed, rank=0, world_size=1, decoder=decoder)
+    batches = reader.batches(0)
+    found = timed((batch.pixels_BHWC for batch in batches), samples, began)
+    batches.close()
+    reader.close()
+    return found
+
+
+def first_batch_s(work: Path, start: int) -> float:
+    """From opening the dataset to the first batch of a run that stands at sample ``start``."""
+    from coca.feed import Feed
+
+    config, feed = our_config(BATCH), FeedConfig()
+    began = time.perf_counter()
+    decoder = make_decoder(feed, AUGMENT, config.seed)
+    reader = Feed(our_mixture(work), config, feed, rank=0, world_size=1, decoder=decoder)
+    batches = reader.batches(start // BATCH)
+    next(batches)
+    seconds = time.perf_counter() - began
+    batches.close()
+    reader.close()
+    return seconds
+
+
+def our_mixture(work: Path) -> Any:
+    from coca.dataset import Dataset
+    from coca.mixture import Mixture, Source
+
+    return Mixture([Source(Dataset(str(work / "dataset")), 1.0)])
+
+
+def our_config(batch_size: int) -> TrainConfig:
+    """Of a small model: its training step is to be short, and still ten times the decoding of its batch."""
+    text = TextConfig(
+        vocab_size=512,
+        context_length=32,
+        width=256,
+        heads=4,
+        mlp_width=1024,
+        unimodal_layers=2,
+        multimodal_layers=2,
+    )
+    vision = ViTConfig(image_size=SIZE, patch_size=16, width=256, layers=4, heads=4, mlp_width=1024)
+    model = ModelConfig(vision=vision, text=text, embed_dim=256, pooler_heads=4, caption_queries=64)
+    return TrainConfig(model=model, batch_size=batch_size, lanes=LANES, shuffle_window=WINDOW, augment=AUGMENT)
+
+
+def ray_data(work: Path, samples: int) -> Timing:
+    """`iter_torch_batches` of Ray Data, decoding in `map_batches` tasks, on as many CPUs as there are."""
+    os.environ |= {"RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    import ray
+    import torch  # noqa: F401  as all have it imported before they begin
+
+    ray.init(num_cpus=usable_cpus(), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    began = time.perf_counter()
+    rows = ray.data.read_parquet(str(work / "dataset/samples")).select_columns(["sample_id", "image"])
+    batches = rows.map_batches(_decode_columns, batch_size=BATCH).iter_torch_batches(
+        batch_size=BATCH, prefetch_batches=2, drop_last=True
+    )
+    found = timed((batch["pixels"] for batch in batches), samples, began)
+    ray.shutdown()
+    return found
+
+
+def _decode_columns(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    pairs = zip(columns["image"], columns["sample_id"], strict=True)
+    return {"pixels": np.stack([VIEW.of(Picture(image, sample_id, 0), SIZE) for image, sample_id in pairs])}
+
+
+def webdataset(work: Path, samples: int, packages: str) -> Timing:
+    """webdataset in a DataLoader of torch with a worker for each CPU; ``packages``: where webdataset is installed."""
+    sys.path.append(packages)  # last: all else is ours
+    import torch
+    import webdataset as wds
+
+    began = time.perf_counter()
+    shards = sorted(str(path) for path in (work / "shards").iterdir())
+    pipeline = wds.WebDataset(shards, shardshuffle=len(shards), seed=0, empty_check=False).shuffle(500)
+    pipeline = pipeline.map(_decode_member).batched(BATCH, partial=False)
+    loader = torch.utils.data.DataLoader(pipeline, batch_size=None, num_workers=usable_cpus(), prefetch_factor=2)
+    return timed((pixels for (pixels,) in loader), samples, began)
+
+
+def _decode_member(member: dict[str, Any]) -> tuple[np.ndarray]:
+    return (VIEW.of(Picture(member["jpg"], member["__key__"], 0), SIZE),)
+
+
+def bare(work: Path, samples: int) -> Timing:
+    """Decode and crop alone: a process for each CPU, its pictures in its memory, its pixels thrown away."""
+    context, cpus = multiprocessing.get_context("spawn"), usable_cpus()
+    with context.Manager() as manager, ProcessPoolExecutor(cpus, mp_context=context) as pool:
+        gate = manager.Barrier(cpus)
+        shares = [pool.submit(_bare_share, work, samples, place, cpus, gate) for place in range(cpus)]
+        done = [share.result() for share in shares]
+    return {"samples_per_s": sum(count for count, _ in done) / max(seconds for _, seconds in done)}
+
+
+def _bare_share(work: Path, samples: int, place: int, of: int, gate: Any) -> tuple[int, float]:
+    from peers.feed_corpus import read_bodies
+
+    bodies = [body for number, (body, *_) in enumerate(read_bodies(work)) if number % of == place and number < samples]
+    pictures = [Picture(body, f"{number:032x}", 0) for number, body in enumerate(bodies)]
+    for picture in pictures[:50]:
+        VIEW.of(picture, SIZE)
+    gate.wait()
+    began = time.perf_counter()
+    for picture in pictures:
+        VIEW.of(picture, SIZE)
+    return len(pictures), time.perf_counter() - began
+
+
+def timed(batches: Iterable[Any], samples: int, began: float) -> Timing:
+    """Seconds to the first batch, and samples a second over the last four fifths of ``samples``."""
+    wanted = samples // BATCH
+    warm = max(1, wanted // 5)
+    times = []
+    for number, pixels in enumerate(batches, 1):
+        assert tuple(pixels.shape) == (BATCH, SIZE, SIZE, 3), pixels.shape
+        times.append(time.perf_counter())
+        if number == wanted:
+            break
+    assert len(times) > warm, f"{len(times)} batches came of {wanted}"
+    rate = BATCH * (len(times) - warm) / (times[-1] - times[warm - 1])
+    return {"samples_per_s": rate, "first_batch_s": times[0] - began}
+
+
+def training(work: Path, steps: int, rounds: int, batch_size: int) -> dict[str, Any]:
+    """Samples a second of training steps on all CPUs, on batches of the mock feed and of ours, in turns."""
+    import torch
+
+    from coca.feed import Feed, normalize
+    from coca.mock_feed import MockFeed
+    from coca.model import CoCa
+    from coca.objective import Objective
+    from coca.train_config import LossConfig
+
+    torch.set_num_threads(usable_cpus())
+    config = our_config(batch_size)
+    torch.manual_seed(0)
+    model = CoCa(config.model).train()
+    objective, optimizer = Objective(model, LossConfig()), torch.optim.AdamW(model.parameters(), lr=1e-5)
+    feed = FeedConfig()
+    real = Feed(our_mixture(work), config, feed, rank=0, world_size=1, decoder=make_decoder(feed, AUGMENT, config.seed))
+    length = real.batch(0).tokens_BT.shape[1]
+    mock = MockFeed(config, rank=0, world_size=1, tokens=length)
+
+    preprocessing = Preprocessing(image_size=SIZE)
+
+    def step(batch: Any) -> None:
+        optimizer.zero_grad()
+        losses = objective(normalize(batch.pixels_BHWC, preprocessing), batch.tokens_BT)
+        (losses.contrastive + 2 * losses.captioning).backward()
+        optimizer.step()
+
+    def seconds_of(source: Any) -> float:
+        batches = source.batches(0)
+        for _ in range(2):
+            step(next(batches))
+        began = time.perf_counter()
+        for _ in range(steps):
+            step(next(batches))
+        seconds = time.perf_counter() - began
+        batches.close()
+        return seconds / steps
+
+    found = [(seconds_of(mock), seconds_of(real)) for _ in range(rounds)]
+    real.close()
+    return {"step_s": found, "tokens": length}
+
+
+def run_alone(name: str, *args: Any) -> Any:
+    """The side's result, from a new process that has imported what it needs before it begins to count."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_run, name, args).result()
+
+
+def _run(name: str, args: tuple[Any, ...]) -> Any:
+    import torch
+
+    torch.set_num_threads(1)
+    if name in ("ours", "first_batch_s", "training"):
+        import coca.dataset
+        import coca.feed  # noqa: F401
+    return globals()[name](*args)

@@ -1,0 +1,152 @@
+"""Encoded pictures to the pixels of a batch, in threads here or in processes beside (`coca.decode_processes`).
+
+Where and when a picture is decoded never decides how it looks: its view is a function of (seed, sample, pass). No
+torch: processes that only decode start fast and stay small.
+
+Shapes: B pictures, H = W = size, C = 3 channels.
+"""
+
+import itertools
+import math
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+from coca.augment import random_view
+from coca.errors import BadInput, RunFailed
+from coca.images import ImageLimits, ImageProblem, decode, decode_rgb
+from coca.train_config import AugmentConfig, FeedConfig
+
+
+class Picture(NamedTuple):
+    """One picture to decode, and what its random view depends on."""
+
+    encoded: bytes
+    sample_id: str
+    lane_pass: int
+
+
+class Decoder(Protocol):
+    """Decodes batches. Several may be under way at once: their pictures share the workers, first come first served."""
+
+    def submit(self, pictures: Sequence[Picture], size: int) -> "Future[np.ndarray]":
+        """What `decode` gives, later; its result raises what `decode` raises."""
+        ...
+
+    def decode(self, pictures: Sequence[Picture], size: int) -> np.ndarray:
+        """uint8 views (B, size, size, 3) in the order given.
+
+        Raises:
+            RunFailed: a picture does not decode, or what decodes has ended; names the sample.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends the workers. What is still under way fails with `CancelledError`, so that nobody waits for ever."""
+        ...
+
+
+class View(NamedTuple):
+    """What makes a training view of a picture; travels to wherever pictures are decoded."""
+
+    augment: AugmentConfig
+    seed: int
+
+    def of(self, picture: Picture, size: int) -> np.ndarray:
+        """uint8 (size, size, 3).
+
+        Raises:
+            RunFailed: the picture does not decode.
+        """
+        try:
+            image = self._decode(picture.encoded, size)
+        except ImageProblem as problem:
+            raise RunFailed(f"sample {picture.sample_id} does not decode: {problem}") from None
+        return random_view(
+            image, size, self.augment, seed=self.seed, sample_id=picture.sample_id, lane_pass=picture.lane_pass
+        )
+
+    def _decode(self, encoded: bytes, size: int) -> Image.Image:
+        if self.augment.min_crop_area == 1:
+            return decode_rgb(encoded, ImageLimits())  # pixel for pixel what evaluation sees
+        # The smallest crop is still at least twice the view: a large JPEG need not be decoded at its full size.
+        return decode(encoded, ImageLimits(), short_side=math.ceil(size / self.augment.min_crop_area**0.5)).image
+
+
+def make_decoder(feed: FeedConfig, augment: AugmentConfig, seed: int) -> Decoder:
+    """The decoder that a config asks for, but for Ray's, which `jobs.ray_decode` has."""
+    view, workers = View(augment, seed), feed.decode_workers or usable_cpus()
+    if feed.decode == "threads":
+        return ThreadDecoder(view, workers)
+    if feed.decode == "processes":
+        from coca.decode_processes import ProcessDecoder
+
+        return ProcessDecoder(view, workers)
+    raise BadInput("feed.decode = ray needs a Ray cluster", "Run it with `coca train`, or decode in threads here")
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+class DecodingBatch:
+    """A batch under way: pixels come in parts, in any order and from any thread."""
+
+    def __init__(self, pictures: Sequence[Picture], size: int) -> None:
+        self.pictures, self.size = pictures, size
+        self.future: Future[np.ndarray] = Future()
+        self._pixels_BHWC = np.empty((len(pictures), size, size, 3), dtype=np.uint8)
+        self._left, self._lock = len(pictures), threading.Lock()
+        if not pictures:
+            self.future.set_result(self._pixels_BHWC)
+
+    def fill(self, start: int, pixels_BHWC: np.ndarray) -> None:
+        """Pixels of the pictures from ``start`` on; the last part makes the result."""
+        self._pixels_BHWC[start : start + len(pixels_BHWC)] = pixels_BHWC
+        with self._lock:
+            self._left -= len(pixels_BHWC)
+            if self._left == 0 and not self.future.done():
+                self.future.set_result(self._pixels_BHWC)
+
+    def fail(self, error: BaseException) -> None:
+        """The first error is the result."""
+        with self._lock:
+            if not self.future.done():
+                self.future.set_exception(error)
+
+
+class ThreadDecoder(Decoder):
+    """Threads of this process; Pillow lets go of the interpreter while it decodes and resizes."""
+
+    def __init__(self, view: View, workers: int) -> None:
+        self._view, self._workers, self._closed = view, workers, threading.Event()
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+
+    def submit(self, pictures: Sequence[Picture], size: int) -> "Future[np.ndarray]":
+        batch, numbers = DecodingBatch(pictures, size), itertools.count()  # next() of a count is atomic
+        for _ in range(min(self._workers, len(pictures))):
+            self._pool.submit(self._work, batch, numbers)
+        return batch.future
+
+    def decode(self, pictures: Sequence[Picture], size: int) -> np.ndarray:
+        return self.submit(pictures, size).result()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._pool.shutdown()
+
+    def _work(self, batch: DecodingBatch, numbers: Iterator[int]) -> None:
+        """Each thread takes whatever picture is next."""
+        while (index := next(numbers)) < len(batch.pictures) and not batch.future.done():
+            try:
+                if self._closed.is_set():
+                    raise CancelledError
+                batch.fill(index, self._view.of(batch.pictures[index], batch.size)[None])
+            except BaseException as error:  # raised to whoever waits for the batch
+                batch.fail(error)

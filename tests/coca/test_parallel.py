@@ -1,0 +1,154 @@
+"""Over several workers: gradients, shards and whole weights are those of one process."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.tensor import DTensor
+
+from coca.config import ModelConfig, ResNetConfig
+from coca.errors import BadInput
+from coca.parallel import check_shards, full_weights, parallelize
+from coca.train_config import LossConfig, ParallelConfig
+from tests.coca.gradients import CPU, Case, assert_close, build, compute, run_once
+from tests.coca.processes import Processes
+
+DDP, FSDP, HYBRID = ParallelConfig(), ParallelConfig(kind="fsdp"), ParallelConfig(kind="fsdp", shard_workers=2)
+GATHERED = ParallelConfig(kind="fsdp", reshard_after_forward=False)
+SIGMOID = LossConfig(contrastive="sigmoid", repeated_captions="ignored", captioning_weight=1.5)
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Processes]:
+    with Processes() as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the processes: more threads would only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def changed(config: ModelConfig, **updates: Any) -> ModelConfig:
+    text = config.text.model_copy(update=updates.pop("text", {}))
+    return config.model_copy(update={"text": text, **updates})
+
+
+def variant(tiny_model: ModelConfig, name: str) -> Case:
+    """Between them: every kind of layer, a head that is tied, and both losses."""
+    if name == "sigmoid, tied head":
+        config = changed(tiny_model, text={"tied_head": True}, initial_logit_bias=-10.0)
+        return Case(config, SIGMOID, patch_dropout=True)
+    if name == "open_clip":
+        text = {"multimodal_block": "open_clip", "embedding_slot": "open_clip"}
+        vision = tiny_model.vision.model_copy(update={"class_token": True, "registers": 2, "qk_norm": True})
+        return Case(changed(tiny_model, text=text, vision=vision, pooling="open_clip"), checkpointing=True)
+    if name == "resnet":
+        vision = ResNetConfig(image_size=64, width=8, groups=4, blocks=(1, 1, 1, 1))
+        return Case(changed(tiny_model, vision=vision, pooling="parallel"))
+    return Case(tiny_model, checkpointing=name == "checkpointing")
+
+
+VARIANTS = ("plain", "checkpointing", "sigmoid, tied head", "open_clip", "resnet")
+CASES = [(name, parallel) for name in VARIANTS for parallel in (DDP, FSDP)]
+
+
+@pytest.mark.parametrize(("name", "parallel"), [*CASES, ("plain", GATHERED), ("checkpointing", GATHERED)], ids=str)
+def test_gradients_are_those_of_one_process(
+    processes: Processes, tiny_model: ModelConfig, name: str, parallel: ParallelConfig
+) -> None:
+    case = variant(tiny_model, name)
+    expected = compute(case)
+    for found in processes.run(2, compute, case._replace(parallel=parallel)):
+        assert_close(found, expected)
+
+
+@pytest.mark.parametrize("parallel", [DDP, FSDP, HYBRID], ids=str)
+def test_four_workers_give_the_gradients_of_one(
+    processes: Processes, tiny_model: ModelConfig, parallel: ParallelConfig
+) -> None:
+    case = variant(tiny_model, "sigmoid, tied head")
+    expected = compute(case)
+    for found in processes.run(4, compute, case._replace(parallel=parallel)):
+        assert_close(found, expected)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("parallel", [DDP, FSDP], ids=str)
+def test_compiled_gradients_are_those_of_one_process(
+    processes: Processes, tiny_model: ModelConfig, parallel: ParallelConfig, checkpointing: bool
+) -> None:
+    case = Case(tiny_model, checkpointing=checkpointing)
+    expected = compute(case)
+    for found in processes.run(2, compute, case._replace(parallel=parallel, compiled=True)):
+        assert_close(found, expected)
+
+
+def train_two_steps(case: Case) -> dict[str, Any]:
+    """What a worker holds before and after two steps that throw the temperature out of its bounds."""
+    objective = build(case)
+    over_all = parallelize(objective, case.parallel, CPU)
+    model = objective.model
+    before = full_weights(model)
+    for _ in range(2):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        run_once(case, over_all)
+        optimizer.step()
+        optimizer.zero_grad()
+        model.log_logit_scale.data.add_(100)
+        model.clamp_logit_scale()
+    held = [value.to_local() if isinstance(value, DTensor) else value for value in model.parameters()]
+    return {
+        "before": before,
+        "after": full_weights(model),
+        "scale": float(model.logit_scale.detach()),
+        "held": sum(value.numel() for value in held),
+        "all": sum(value.numel() for value in model.parameters()),
+    }
+
+
+@pytest.mark.parametrize("parallel", [DDP, FSDP, HYBRID], ids=str)
+def test_whole_weights_are_those_of_one_process(
+    processes: Processes, tiny_model: ModelConfig, parallel: ParallelConfig
+) -> None:
+    case = Case(tiny_model)
+    expected = train_two_steps(case)
+    first, *others = processes.run(4, train_two_steps, case._replace(parallel=parallel))
+    assert all(not other["before"] and not other["after"] for other in others)
+    assert [found["scale"] for found in (first, *others)] == [pytest.approx(100)] * 4
+    torch.testing.assert_close(first["before"], expected["before"], rtol=0, atol=0)
+    torch.testing.assert_close(first["after"], expected["after"], rtol=1e-4, atol=1e-5)
+    shards = 1 if parallel.kind == "ddp" else parallel.shard_workers or 4
+    share = sum(found["held"] for found in (first, *others)[:shards]) / first["all"]
+    assert share == pytest.approx(1, abs=0.01) if shards > 1 else share == 1
+
+
+def test_whole_weights_are_copies(tiny_model: ModelConfig) -> None:
+    model = build(Case(tiny_model, precision=torch.float64)).model
+    weights = full_weights(model)
+    assert weights.keys() == model.state_dict().keys()
+    assert all(value.dtype == torch.float32 for value in weights.values())
+    model.log_logit_scale.data.zero_()
+    assert weights["log_logit_scale"] != 0
+    model = build(Case(tiny_model)).model
+    assert full_weights(model)["log_logit_scale"].data_ptr() != model.log_logit_scale.data_ptr()
+
+
+def test_one_process_needs_no_wrapper(tiny_model: ModelConfig) -> None:
+    objective = build(Case(tiny_model))
+    assert parallelize(objective, FSDP, CPU) is objective
+
+
+def test_shards_have_to_fit_the_workers() -> None:
+    config = ParallelConfig(kind="fsdp", shard_workers=4)
+    check_shards(config, 8)
+    check_shards(FSDP, 7)
+    with pytest.raises(BadInput, match="shard_workers = 4 does not divide the 6 workers") as error:
+        check_shards(config, 6)
+    assert "1, 2, 3, 6" in error.value.way_out

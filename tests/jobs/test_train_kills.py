@@ -1,0 +1,95 @@
+"""SIGKILL to the driver, a worker, during a save: the run has the numbers of one that was never disturbed."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from coca.dataset import Dataset
+from coca.run_folder import RunFolder
+from coca.train_config import FeedConfig, TrainConfig
+from jobs.cluster import ClusterInfo
+from jobs.config import DataConfig, TrainRunConfig, WorkersConfig
+from tests.coca.rank_processes import run_phases
+from tests.jobs.train_killing import (
+    TrainChaos,
+    TrainCommand,
+    Workers,
+    assert_nothing_is_left,
+    numbers,
+    shared_memory,
+    weights,
+)
+
+STEPS, KILLS = 40, 20
+ROUNDS = [
+    ["worker", "save", "driver", "worker"],
+    ["save", "driver", "save"],
+    ["driver", "worker", "save", "driver"],
+    ["worker", "worker", "driver"],
+    ["driver", "driver", "save"],
+    ["save", "worker", "driver"],
+]
+
+
+@pytest.fixture
+def straight(tmp_path: Path, make_dataset: Callable[..., Dataset], tiny_train: TrainConfig) -> TrainRunConfig:
+    """The config of a run, and beside its folder, in ``straight/2``, one on two ranks that nobody disturbed."""
+    train = tiny_train.model_copy(update={"steps": STEPS, "checkpoint_every": 3, "log_every": 1, "batch_size": 96})
+    dataset = make_dataset()
+    run_phases(
+        "tests.coca.train_ranks",
+        [("to_the_end", 2)],
+        train.model_dump_json(),
+        dataset.store.uri,
+        str(tmp_path / "straight"),
+    )
+    return TrainRunConfig(
+        data=(DataConfig(uri=dataset.store.uri),),
+        out=str(tmp_path / "run"),
+        train=train,
+        workers=WorkersConfig(count=2, cpus=0.5),
+        feed=FeedConfig(decode="processes", decode_workers=1),
+    )
+
+
+def disturb(config: TrainRunConfig, folder: Path, cluster: ClusterInfo, targets: list[str], seed: int) -> TrainChaos:
+    before = shared_memory()
+    command = TrainCommand(config, folder, RAY_ADDRESS=cluster.address)
+    chaos = TrainChaos(command, Workers(cluster.address), random.Random(seed), STEPS)
+    result = chaos.run(targets)
+    assert result["steps"] == STEPS
+    assert_nothing_is_left(command.run, chaos, before)
+    undisturbed = RunFolder(folder / "straight/2")
+    assert [row["step"] for row in command.run.read_metrics()] == list(range(1, STEPS + 1)), command.log()
+    assert numbers(command.run) == numbers(undisturbed)
+    expected, found = weights(undisturbed), weights(command.run)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    return chaos
+
+
+@pytest.mark.ray
+def test_a_run_that_was_killed_and_stopped_has_the_numbers_of_one_that_was_not(
+    ray_cluster: ClusterInfo, tmp_path: Path, straight: TrainRunConfig
+) -> None:
+    chaos = disturb(straight, tmp_path, ray_cluster, ["save", "stop", "driver"], seed=1)
+    assert chaos.kills == {"save": 1, "stop": 1, "driver": 1}
+
+
+@pytest.mark.soak
+@pytest.mark.ray
+@pytest.mark.timeout(3000)
+def test_twenty_kills(
+    ray_cluster: ClusterInfo, tmp_path: Path, straight: TrainRunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    total = 0
+    for number, targets in enumerate(ROUNDS):
+        config = straight.model_copy(update={"out": str(tmp_path / f"run-{number}")})
+        chaos = disturb(config, tmp_path, ray_cluster, targets, seed=number)
+        total += chaos.kills.total()
+        with capsys.disabled():
+            print(f"\nround {number}: {dict(chaos.kills)}", end=" ")
+    assert total >= KILLS

@@ -1,0 +1,193 @@
+"""Killing a training run: its command in a process of its own, its workers, the moments, and what must be left."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coca.checkpoint import checkpoint_step, load_checkpoint
+from coca.run_folder import RunFolder
+from jobs.config import TrainRunConfig
+
+ROOT = Path(__file__).parents[2]
+LOADED_MACHINE_S = 400
+FIELDS = ("step", "samples_seen", "batch_digest", "loss", "contrastive_loss", "captioning_loss", "learning_rate")
+FIELDS += ("grad_norm", "temperature", "skipped_steps")
+
+
+class TrainCommand:
+    """``coca train`` with a config, to be run as often as it is killed."""
+
+    def __init__(self, config: TrainRunConfig, folder: Path, **environment: str) -> None:
+        self.run = RunFolder(config.out)
+        config_file = folder / "config.yaml"
+        config_file.write_text(config.to_yaml())
+        self.arguments = [sys.executable, "-m", "jobs.cli", "train", "--config", str(config_file), "--json"]
+        self.arguments += ["--data", config.data[0].uri, "--out", config.out]
+        self._environment = os.environ | environment
+        self._log = folder / "stderr.txt"
+
+    def start(self) -> "subprocess.Popen[str]":
+        with self._log.open("a") as log:
+            return subprocess.Popen(
+                self.arguments, env=self._environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=log
+            )
+
+    def finish(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
+        """What the command says at its end, which must be a good one."""
+        stdout, _ = process.communicate(timeout=LOADED_MACHINE_S)
+        assert process.returncode == 0, self.log()
+        result: dict[str, Any] = json.loads(stdout.strip().splitlines()[-1])
+        return result
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def newest_step(self) -> int:
+        """The last row of metrics.jsonl, 0 where there is none."""
+        row = self.run.last_metrics()
+        return row["step"] if row else 0
+
+
+def numbers(run: RunFolder) -> list[dict[str, Any]]:
+    """The deterministic fields of each row."""
+    return [{name: row[name] for name in FIELDS} for row in run.read_metrics()]
+
+
+def weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    return load_checkpoint(run.uri).model.state_dict()
+
+
+def orphans(run: RunFolder) -> list[str]:
+    """Checkpoint folders without a manifest, and files that were being written."""
+    folders = [name for name in run.store.list("checkpoints") if checkpoint_step(name) is not None]
+    unfinished = [name for name in folders if not run.store.exists(f"checkpoints/{name}/manifest.json")]
+    return unfinished + [str(path) for path in run.path.rglob(".*.tmp")]
+
+
+def is_saving(run: RunFolder) -> bool:
+    """A checkpoint folder is there and its manifest is not."""
+    folder = run.path / "checkpoints"
+    if not folder.is_dir():
+        return False
+    return any(not (each / "manifest.json").exists() for each in folder.iterdir() if checkpoint_step(each.name))
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The training workers of one Ray, by the address of its control plane: others run on the same machine."""
+
+    address: str
+
+    def pids(self) -> list[int]:
+        there = list(_processes())
+        raylets = [pid for pid, _, line in there if "raylet" in line and f"--gcs-address={self.address}" in line]
+        return [pid for pid, parent, line in there if parent in raylets and line.startswith("ray::RayTrainWorker")]
+
+    def with_children(self) -> set[int]:
+        """The workers, and what they have started."""
+        there, found = list(_processes()), set(self.pids())
+        for _ in range(3):  # children, theirs, and theirs
+            found |= {pid for pid, parent, _ in there if parent in found}
+        return found
+
+
+def alive(pids: set[int]) -> set[int]:
+    return pids & {pid for pid, _, _ in _processes()}
+
+
+def _processes() -> Iterator[tuple[int, int, str]]:
+    """(pid, parent, command line) of every process that still runs."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            except OSError:
+                continue
+            if line and fields[0] not in "ZX":
+                yield int(entry.name), int(fields[1]), line
+
+
+def wait_until(moment: Callable[[], Any], process: "subprocess.Popen[str] | None" = None) -> bool:
+    """Whether ``moment`` came before the process ended."""
+    ends_at = time.monotonic() + LOADED_MACHINE_S
+    while time.monotonic() < ends_at:
+        if moment():
+            return True
+        if process is not None and process.poll() is not None:
+            return False
+        time.sleep(0.002)
+    raise TimeoutError
+
+
+@dataclass
+class TrainChaos:
+    """Kills at moments drawn by a seed, counted by target: ``driver``, ``worker`` (any of them), ``save`` (a worker,
+    while a checkpoint is being written), and ``stop``, which asks the driver to end."""
+
+    command: TrainCommand
+    workers: Workers
+    random: random.Random
+    steps: int
+    kills: Counter[str] = field(default_factory=Counter)
+    seen: set[int] = field(default_factory=set)
+    """Workers that were there before a kill, and what they had started."""
+
+    def run(self, targets: list[str]) -> dict[str, Any]:
+        """Run the command, kill each target once in turn, start it again where that was the driver; then let it end."""
+        process = self.command.start()
+        try:
+            for number, target in enumerate(targets):
+                # Later targets are killed at later steps, so that each kill meets a run that goes on.
+                first, last = (round(share * 0.9 * self.steps / len(targets)) for share in (number, number + 1))
+                step = self.random.randint(max(first, 1), max(last, 1))
+                if wait_until(lambda step=step: self.command.newest_step() >= step, process):
+                    self._kill(target, process)
+                if process.poll() is not None:
+                    process = self.command.start()
+            return self.command.finish(process)
+        finally:
+            process.kill()
+
+    def _kill(self, target: str, process: "subprocess.Popen[str]") -> None:
+        if target == "save" and not wait_until(lambda: is_saving(self.command.run), process):
+            return
+        time.sleep(self.random.uniform(0.0, 0.02))
+        self.seen |= self.workers.with_children()
+        if target == "driver":
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            self.kills[target] += process.returncode == -signal.SIGKILL
+        elif target == "stop":
+            process.send_signal(signal.SIGTERM)
+            result = self.command.finish(process)
+            self.kills[target] += result["stopped"] == "SIGTERM" and self.command.run.latest_step() == result["steps"]
+        elif pids := self.workers.pids():
+            try:
+                os.kill(self.random.choice(pids), signal.SIGKILL)
+                self.kills[target] += 1
+            except ProcessLookupError:
+                return
+
+
+def assert_nothing_is_left(run: RunFolder, chaos: TrainChaos, shared_memory_before: set[str]) -> None:
+    """No worker, nothing that a worker started, no piece of a checkpoint, no shared memory of ours."""
+    wait_until(lambda: not chaos.workers.pids() and not alive(chaos.seen))
+    assert orphans(run) == []
+    assert shared_memory() - shared_memory_before == set()
+
+
+def shared_memory() -> set[str]:
+    """Names of shared memory that Python or torch has made."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith(("psm_", "torch_", "coca"))}
