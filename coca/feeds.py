@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from coca.decode import Decoder
-from coca.errors import BadInput
 from coca.feed import BatchSource, Feed
 from coca.mixture import Mixture
 from coca.mock_feed import MockFeed
@@ -30,14 +29,7 @@ def open_feed(
         BadInput: the parts do not fit each other, or nothing has been recorded.
     """
     ranks = {"rank": rank, "world_size": world_size}
-    if (feed.source == "recorded") != (feed.recording is not None):
-        raise BadInput(
-            f"feed.source = {feed.source} with feed.recording = {feed.recording}",
-            "To replay batches give both: recorded, and the folder that was feed.record",
-        )
     if feed.recording is not None:
-        if feed.record is not None:
-            raise BadInput("feed.record and feed.recording are both given", "What is replayed is recorded already")
         return RecordedFeed(feed.recording, config, feed, **ranks)
     source: BatchSource
     if feed.source == "mock":

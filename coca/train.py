@@ -87,9 +87,11 @@ def train(
 
     # --- resume ----------------------------------------------------------------------------------------------------
     fixed = fixed_fields(config, mixture)
+    tensors = _state_tensors(model, optimizer, ema)
     with meter.losing(RESTORING):
         check_same_run(read_fixed(run), fixed, run)
-        restored = restore(run, _state_tensors(model, optimizer, ema))
+        restored = restore(run, tensors)
+    torch.set_rng_state(tensors["rng/torch"])
     position, skipped = (restored.position, restored.counters["skipped_steps"]) if restored else (0, 0)
     if rank() == 0:
         run.forget_metrics_after(position)
@@ -272,4 +274,4 @@ def _state_tensors(model: CoCa, optimizer: Optimizer, ema: Ema | None) -> dict[s
     tensors |= {f"optimizer/{name}": value for name, value in optimizer.state().items()}
     if ema is not None:
         tensors |= {f"ema/{name}": value for name, value in ema.state().items()}
-    return tensors
+    return tensors | {"rng/torch": torch.get_rng_state()}

@@ -47,7 +47,7 @@ class ParameterRule(Config):
     match: str
     """A regular expression that is searched for in the parameter's name, as `coca weights inspect` prints it."""
     learning_rate_factor: NonNegative = 1.0
-    """On the rate of the schedule; 0 leaves the parameters as they are, without state and out of the gradients' norm."""
+    """On the rate of the schedule; 0 leaves the parameters as they are, without state and out of the norm."""
     weight_decay: NonNegative | None = None
     """Instead of optimizer.weight_decay."""
 
@@ -105,6 +105,14 @@ class ParallelConfig(Config):
     reshard_after_forward: bool = True
     """fsdp: let gathered weights go after the forward pass and gather them again: less memory, more traffic."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "ddp" and self.shard_workers is not None:
+            raise ValueError(f"shard_workers = {self.shard_workers} is for kind = fsdp: set that, or leave it away")
+        if self.kind == "ddp" and not self.reshard_after_forward:
+            raise ValueError("reshard_after_forward is for kind = fsdp: set that, or leave it away")
+        return self
+
 
 class FeedConfig(Config):
     """How samples get to a worker. Decides speed and memory, never which samples come or how they look."""
@@ -120,7 +128,8 @@ class FeedConfig(Config):
     """Where pictures are decoded and cropped: beside the trainer in threads or in processes, or by Ray tasks, on nodes
     with free CPUs."""
     decode_workers: NonNegativeInt = 0
-    """Threads, processes or Ray tasks at a time; 0 for as many as CPUs that the worker may run on."""
+    """Threads, processes or Ray tasks at a time; 0 for as many as CPUs that the worker may run on, or with ray that the
+    cluster has."""
     prefetch_batches: Positive = 2
     """Batches that are prepared ahead of the step."""
     prefetch_mib: Positive = 2048
@@ -131,6 +140,16 @@ class FeedConfig(Config):
     """Folder on local disk that keeps what was read from S3, for later passes and restarts."""
     cache_gib: PositiveFloat = 100.0
     """Most that the cache holds; the least recently used row groups go first."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.source == "recorded") != (self.recording is not None):
+            raise ValueError(
+                "to replay batches give both: source = recorded, and recording, the folder that was record"
+            )
+        if self.record is not None and self.recording is not None:
+            raise ValueError("record and recording are both given: what is replayed is recorded already")
+        return self
 
 
 class ResolutionPhase(Config):
