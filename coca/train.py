@@ -141,6 +141,7 @@ def train(
                     if judging and held_out is not None:
                         with meter.losing(EVALUATION):
                             row |= _judge(held_out, weights, config, mixture, run, position, device)
+                        beat()
                     if config.keep_best:
                         row = side.gather(row)[0]
                     timings = meter.row(position, position * config.batch_size)
@@ -153,6 +154,7 @@ def train(
                     plain = _plain(config, mixture, weights, position)
                     score = row.get(config.keep_best) if config.keep_best and row.get("step") == position else None
                     meter.lose(CHECKPOINT, saver.save(state, plain, score=score))
+                    beat()
                 saver.check()
                 if stopping:
                     break

@@ -26,7 +26,7 @@ class WorkersConfig(Config):
     use_gpu: bool | None = None
     """One GPU for each worker; by default wherever the cluster has enough."""
     max_failures: Annotated[int, Field(ge=0)] = 10
-    """How often a run whose worker died goes on from its newest checkpoint before it fails."""
+    """Failures in a row, without a new checkpoint between them, after which a run fails."""
     hang_timeout_s: PositiveFloat = 600.0
     """A worker that ends no step for so long says where it stands and ends, and counts as died."""
 

@@ -8,8 +8,15 @@ from coca.variants import small, small_resnet
 
 
 def coca_base() -> TrainConfig:
-    """CoCa-Base of the paper (383M parameters), its schedule and batch."""
-    return TrainConfig(steps=500_000, batch_size=65_536, lanes=512, log_every=100, checkpoint_every=1_000)
+    """CoCa-Base of the paper (383M parameters), its optimizer, schedule and batch (Yu et al. 2022, section 4.1)."""
+    return TrainConfig(
+        optimizer=OptimizerConfig(name="adafactor"),
+        steps=500_000,
+        batch_size=65_536,
+        lanes=512,
+        log_every=100,
+        checkpoint_every=1_000,
+    )
 
 
 def scenes() -> TrainConfig:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 10.0
 AGENT_TIMEOUT_S = 60.0  # a cluster that has just started refuses jobs for some seconds
 LOST_TIMEOUT_S = 120.0  # how long a cluster may be out of reach while its job is followed
+STOP_WAIT_S = "600"  # for a training run to save a checkpoint after SIGTERM; Ray itself waits 3 s
 _CHATTY_LOGGERS = [  # uploads, closed sockets, and that .git is left out of packages
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -92,7 +93,7 @@ def submit(
     runtime_env = {
         "working_dir": str(folder),
         "excludes": EXCLUDES,
-        "env_vars": {"PYTHONUNBUFFERED": "1", **(env or {})},
+        "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": STOP_WAIT_S, **(env or {})},
     }
     line = entrypoint(words, target, folder, python)
     job_id = _start(client, line, runtime_env, submission_id, on_line)
