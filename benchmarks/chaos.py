@@ -8,6 +8,8 @@ of them, drawn by a seed. Then it looks:
 - goodput as the run accounts for it (`coca.goodput`): time on new steps over wall-clock time since the command;
 - no worker, nothing that a worker started, no shared memory and no piece of a checkpoint is left.
 
+Prints one JSON row; exits with 1 where one of these does not hold, or where fewer were killed than the time asks for.
+
 Run: python benchmarks/chaos.py [--minutes 15] [--every-s 60] [--steps N]
 """
 
@@ -38,7 +40,7 @@ from jobs.recipes import recipe
 from tests.jobs.train_killing import TrainCommand, Workers, alive, orphans, shared_memory, wait_until
 from tests.stored_dataset import publish, row
 
-CALIBRATION_STEPS = 40
+CALIBRATION_STEPS, SETTLE_S = 40, 60.0
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
 
 
@@ -56,7 +58,10 @@ def main() -> None:
             os.environ["RAY_ADDRESS"] = cluster.address
             dataset = make_dataset(Path(folder))
             steps = options.steps or steps_for(options.minutes, dataset, Path(folder))
-            print(json.dumps(chaos(options, dataset, steps, Path(folder), workers)))
+            found = chaos(options, dataset, steps, Path(folder), workers)
+            print(json.dumps(found))
+            if failed := failures(found, options.every_s):
+                sys.exit(f"error: {'; '.join(failed)}")
     finally:
         os.environ.pop("RAY_ADDRESS", None)
         disconnect()
@@ -88,6 +93,15 @@ def steps_for(minutes: float, dataset: Dataset, folder: Path) -> int:
     return max(CALIBRATION_STEPS, int(0.8 * minutes * 60 * CALIBRATION_STEPS / account["seconds"]["new_steps"]))
 
 
+def failures(found: dict[str, Any], every_s: float) -> list[str]:
+    """What of a row is not as it has to be."""
+    wanted = found["minutes"] * 60 / every_s - 1
+    failed = [f"{found['kills']} kills, not {wanted:.1f}"] if found["kills"] < wanted else []
+    return failed + [
+        f"{name}: {found[name]}" for name in ("wrong_steps", "survivors", "orphans", "shared_memory") if found[name]
+    ]
+
+
 def chaos(options: argparse.Namespace, dataset: Dataset, steps: int, folder: Path, workers: Workers) -> dict[str, Any]:
     trained, shared_before = command(dataset, folder, "run", steps), shared_memory()
     started, kills, seen = time.monotonic(), 0, set[int]()
@@ -95,14 +109,20 @@ def chaos(options: argparse.Namespace, dataset: Dataset, steps: int, folder: Pat
     process = trained.start()
 
     def kill_on_time() -> None:
+        """Keeps to the clock: waiting for workers that come back puts off no later kill."""
         nonlocal kills
-        while not ended.wait(options.every_s):
-            if wait_until(workers.pids, process):
+        while not ended.wait(max(0.0, started + (kills + 1) * options.every_s - time.monotonic())):
+            try:
+                if not wait_until(workers.pids, process):
+                    return
                 seen.update(workers.with_children())
                 pid = chance.choice(workers.pids())
                 os.kill(pid, signal.SIGKILL)
-                kills += 1
-                print(f"killed worker {pid} at step {trained.newest_step()}", file=sys.stderr)
+            except (IndexError, ProcessLookupError, TimeoutError) as error:  # it had gone by itself: another one
+                print(f"nothing killed: {error!r}", file=sys.stderr)
+                continue
+            kills += 1
+            print(f"killed worker {pid} at step {trained.newest_step()}", file=sys.stderr)
 
     threading.Thread(target=kill_on_time, daemon=True).start()
     stdout, _ = process.communicate()
@@ -110,7 +130,6 @@ def chaos(options: argparse.Namespace, dataset: Dataset, steps: int, folder: Pat
     minutes = (time.monotonic() - started) / 60
     if process.returncode != 0:
         sys.exit(f"the run failed: {trained.log()}")
-    wait_until(lambda: not workers.pids() and not alive(seen))
     account = read_goodput(trained.run.store)
     assert account is not None
     return {
@@ -121,10 +140,19 @@ def chaos(options: argparse.Namespace, dataset: Dataset, steps: int, folder: Pat
         "seconds": {cause: round(seconds, 1) for cause, seconds in account["seconds"].items()},
         "attempts": len(account["attempts"]),
         "wrong_steps": wrong_steps(trained.run, dataset, steps),
+        "survivors": survivors(workers, seen),
         "orphans": orphans(trained.run),
         "shared_memory": sorted(shared_memory() - shared_before),
         "load": os.getloadavg()[0],
     }
+
+
+def survivors(workers: Workers, seen: set[int]) -> list[int]:
+    """Workers and what they had started that are still there, a while after the command's end."""
+    ends_at = time.monotonic() + SETTLE_S
+    while (left := alive(seen) | set(workers.pids())) and time.monotonic() < ends_at:
+        time.sleep(0.2)
+    return sorted(left)
 
 
 def wrong_steps(run: RunFolder, dataset: Dataset, steps: int) -> list[int]:

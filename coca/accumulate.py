@@ -48,8 +48,8 @@ def forward_backward(
         objective: what ``parallelize`` gave.
         images_BCHW, tokens_BT, kept_patches_BK: this rank's share of the global batch; ranks hold equally many rows.
         loss: the weights of the losses.
-        micro_batches: parts, as equal as can be and at least a row each, that follow one another. Ranks communicate
-            gradients in the last one only.
+        micro_batches: parts, as equal as can be and at least a row each, that follow one another. With DDP ranks
+            communicate gradients in the last one only.
         autocast: makes a context for a forward pass; each pass gets one of its own, since a context keeps the weights
             that it cast, and those cast without gradients would have none later.
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from coca.run_folder import RunFolder
 from coca.sharded_state import save_state
 from coca.side_group import SideGroup
 from coca.training_state import RESUME, HostCopies, ResumeFile, Score, TrainingState, read_resume
+from coca.watchdog import beating
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -35,13 +37,21 @@ class CheckpointSaver:
     that come after (a damaged one that the run has gone back behind), and what killed saves have left.
     """
 
-    def __init__(self, run: RunFolder, *, keep: int, keep_best: str | None = None) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        *,
+        keep: int,
+        keep_best: str | None = None,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
         """
         Args:
             keep_best: the measure whose values ``save`` gets as ``score``. The lowest is best where its name ends in
                 ``loss``, else the highest.
+            beat: called again and again while a save is waited for.
         """
-        self._run, self._keep, self._measure = run, keep, keep_best
+        self._run, self._keep, self._measure, self._beat = run, keep, keep_best, beat
         self._side, self._checks = SideGroup(), SideGroup()
         self._copies = HostCopies()
         self._thread: threading.Thread | None = None
@@ -57,7 +67,7 @@ class CheckpointSaver:
         if error is None:
             self.close()
             return
-        self._wait()  # what ended the training is what the user must hear of
+        self.wait()  # what ended the training is what the user must hear of
 
     def save(self, state: TrainingState, plain: PlainParts, *, score: float | None = None) -> float:
         """Begin to save ``state`` as the checkpoint of step ``state.position``. Collective.
@@ -73,7 +83,7 @@ class CheckpointSaver:
             RunFailed: the save before has failed.
         """
         started = time.perf_counter()
-        self._wait()
+        self.wait()
         self.check()
         copies = self._copies.take(state.tensors)
         arguments = (state, plain, copies, self._score(score))
@@ -99,16 +109,18 @@ class CheckpointSaver:
         Raises:
             RunFailed: it has failed.
         """
-        self._wait()
+        self.wait()
         try:
             self.check()
         finally:
             self._side.close()
             self._checks.close()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Until the save under way has ended, well or not."""
         if self._thread is not None:
-            self._thread.join()
+            with beating(self._beat):
+                self._thread.join()
             self._thread = None
 
     def _score(self, value: float | None) -> Score | None:

@@ -20,6 +20,7 @@ from PIL import Image
 from coca.augment import random_view
 from coca.errors import BadInput, RunFailed
 from coca.images import ImageLimits, ImageProblem, decode, decode_rgb
+from coca.reused_memory import ReusedMemory
 from coca.train_config import AugmentConfig, FeedConfig
 
 
@@ -98,10 +99,10 @@ def usable_cpus() -> int:
 class DecodingBatch:
     """A batch under way: pixels come in parts, in any order and from any thread."""
 
-    def __init__(self, pictures: Sequence[Picture], size: int) -> None:
+    def __init__(self, pictures: Sequence[Picture], size: int, memory: ReusedMemory | None = None) -> None:
         self.pictures, self.size = pictures, size
         self.future: Future[np.ndarray] = Future()
-        self._pixels_BHWC = np.empty((len(pictures), size, size, 3), dtype=np.uint8)
+        self._pixels_BHWC = (memory or ReusedMemory()).array((len(pictures), size, size, 3))
         self._left, self._lock = len(pictures), threading.Lock()
         if not pictures:
             self.future.set_result(self._pixels_BHWC)
@@ -126,10 +127,10 @@ class ThreadDecoder(Decoder):
 
     def __init__(self, view: View, workers: int) -> None:
         self._view, self._workers, self._closed = view, workers, threading.Event()
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._pool, self._memory = ThreadPoolExecutor(workers, thread_name_prefix="decode"), ReusedMemory()
 
     def submit(self, pictures: Sequence[Picture], size: int) -> "Future[np.ndarray]":
-        batch, numbers = DecodingBatch(pictures, size), itertools.count()  # next() of a count is atomic
+        batch, numbers = DecodingBatch(pictures, size, self._memory), itertools.count()  # next() of a count is atomic
         for _ in range(min(self._workers, len(pictures))):
             self._pool.submit(self._work, batch, numbers)
         return batch.future

@@ -23,3 +23,6 @@ def _sentence(text: str) -> str:
 
 class RunFailed(RuntimeError):
     """Work that was rightly asked for and could not be done (exit 1)."""
+
+    repeat_helps = True
+    """False where the same would come of it again, as long as nothing is changed; set on the error that is raised."""

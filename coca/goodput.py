@@ -1,9 +1,9 @@
 """Goodput: the share of a run's wall-clock time that went into new steps, and what took the rest.
 
 A run may be killed at any moment, so its account lies in one file of the run folder, ``goodput.json``, which is
-replaced as a whole, every second on a disk and every 10 s on S3. It holds the totals of all attempts, so the next
-attempt reads one file and goes on. What happened after the last writing of an attempt that was killed counts as down:
-goodput is never told too high.
+replaced as a whole, every second on a disk and, beside the training, every 10 s on S3. It holds the totals of all
+attempts, so the next attempt reads one file and goes on. What happened after the last writing of an attempt that was
+killed counts as down: goodput is never told too high. No account that is damaged or cannot be written ends a run.
 
 | cause           | time                                                                                      |
 | --------------- | ----------------------------------------------------------------------------------------- |
@@ -21,6 +21,8 @@ Time after a run has reached its last step does not count, should it ever be giv
 
 import contextlib
 import json
+import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +36,7 @@ STARTING, RESTORING, REPLAYED, CHECKPOINT = "starting", "restoring", "replayed",
 EVALUATION, DATA, DOWN = "evaluation", "data", "down"
 LOSSES = (STARTING, RESTORING, REPLAYED, CHECKPOINT, EVALUATION, DATA, DOWN)
 _INTERVAL_S, _S3_INTERVAL_S = 1.0, 10.0
+_CLOSING_S = 20.0  # that the last writing to S3 may take
 
 Clock = Callable[[], float]
 
@@ -49,19 +52,32 @@ def read_goodput(store: Store) -> dict[str, Any] | None:
     """
     try:
         account: dict[str, Any] = json.loads(store.read(FILE))
+        _check(account)
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, TypeError, KeyError):
         raise BadInput(f"{store.uri}/{FILE} is damaged", "Remove it: the account begins anew") from None
     wall_s = sum(account["seconds"].values())
     return account | {"wall_s": wall_s, "goodput": account["seconds"][NEW] / wall_s if wall_s else 0.0}
 
 
+def _check(account: Any) -> None:
+    """Raises ValueError, TypeError or KeyError for what is no whole account."""
+    numbers = [account["began"], account["until"], account["furthest_step"]]
+    numbers += [account["seconds"][cause] for cause in (NEW, *LOSSES)]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise ValueError("a number is none")
+    if not isinstance(account["attempts"], list) or account["phase"] not in (None, *LOSSES):
+        raise ValueError("attempts or phase are none")
+
+
 def note_launch(store: Store, clock: Clock = time.time) -> None:
     """Told by the command before it starts workers: what comes until their attempt begins is ``starting``."""
-    account = _go_on(store, clock())
-    account["phase"] = STARTING
-    _write(store, account)
+    try:
+        account = _go_on(store, clock())
+        store.write(FILE, _bytes(account | {"phase": STARTING}))
+    except OSError as error:
+        _say(f"the start of the workers is not on the account: {error}")
 
 
 class Goodput:
@@ -74,6 +90,7 @@ class Goodput:
         self._mark = self._written = self._account["until"]
         self._lost_s = 0.0  # since the mark
         self._interval_s = _S3_INTERVAL_S if store.is_s3 else _INTERVAL_S
+        self._aside = _Aside(store) if store.is_s3 else None
         self._account["attempts"].append({"time": self._mark, "from_step": None, "to_step": None, "workers": workers})
         self._flush(DOWN)
 
@@ -105,6 +122,8 @@ class Goodput:
         """
         self._settle(CHECKPOINT if finished else DOWN)
         self._flush(None if finished else DOWN)
+        if self._aside is not None:
+            self._aside.join(_CLOSING_S)
 
     @property
     def wall_s(self) -> float:
@@ -127,15 +146,57 @@ class Goodput:
 
     def _flush(self, phase: str | None) -> None:
         self._account |= {"until": self._mark, "phase": phase}
-        # A storage that is away for a while ends no run here: the account is written again later.
-        with contextlib.suppress(OSError):
-            _write(self._store, self._account)
+        if self._aside is not None:
+            self._aside.put(_bytes(self._account))
+        else:
+            # A storage that is away for a while ends no run here: the account is written again later.
+            with contextlib.suppress(OSError):
+                self._store.write(FILE, _bytes(self._account))
         self._written = self._mark
+
+
+class _Aside:
+    """Writes the newest account in a thread: S3 may take minutes, and no step waits for it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._newest: bytes | None = None  # what is still to be written
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def put(self, data: bytes) -> None:
+        with self._lock:
+            self._newest = data
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="goodput", daemon=True)
+                self._thread.start()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until what was put is written, or was tried."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(timeout_s)
+
+    def _work(self) -> None:
+        while (data := self._take()) is not None:
+            with contextlib.suppress(Exception):  # a later one is written again
+                self._store.write(FILE, data)
+
+    def _take(self) -> bytes | None:
+        with self._lock:
+            data, self._newest = self._newest, None
+            if data is None:
+                self._thread = None
+            return data
 
 
 def _go_on(store: Store, now: float) -> dict[str, Any]:
     """The account with what has passed since its last writing, under what the run was in then."""
-    account = read_goodput(store)
+    try:
+        account = read_goodput(store)
+    except BadInput as damaged:
+        _say(f"{damaged.cause}: the account begins anew")
+        account = None
     if account is None:
         seconds = dict.fromkeys((NEW, *LOSSES), 0.0)
         return {"began": now, "until": now, "phase": None, "seconds": seconds, "furthest_step": 0, "attempts": []}
@@ -145,5 +206,9 @@ def _go_on(store: Store, now: float) -> dict[str, Any]:
     return account | {"until": now}
 
 
-def _write(store: Store, account: dict[str, Any]) -> None:
-    store.write(FILE, json.dumps(account, indent=1).encode())
+def _bytes(account: dict[str, Any]) -> bytes:
+    return json.dumps(account, indent=1).encode()
+
+
+def _say(text: str) -> None:
+    print(f"goodput: {text}", file=sys.stderr, flush=True)

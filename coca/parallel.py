@@ -37,7 +37,8 @@ def parallelize(objective: Objective, config: ParallelConfig, device: torch.devi
     if world_size() == 1:
         return objective
     if config.kind == "ddp":
-        return DistributedDataParallel(objective, device_ids=[device] if device.type == "cuda" else None)
+        devices = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(objective, device_ids=devices, gradient_as_bucket_view=True)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # where FSDP puts what it gathers
     return _sharded(objective, config, _mesh(config, device))
@@ -63,9 +64,8 @@ def unwrapped(objective: nn.Module) -> Objective:
 @contextmanager
 def gradient_communication(objective: nn.Module, wanted: bool) -> Iterator[None]:
     """Whether forward and backward passes within it end in gradients that are averaged over ranks; otherwise they add
-    to each rank's own, for a later pass to average."""
-    if isinstance(objective, FSDPModule):
-        objective.set_requires_gradient_sync(wanted)
+    to each rank's own, for a later pass to average. With FSDP they always are: whole gradients between two passes would
+    take the memory that shards are for."""
     if isinstance(objective, DistributedDataParallel) and not wanted:
         with objective.no_sync():
             yield

@@ -59,6 +59,7 @@ class _Ahead(Generic[Started, Made]):
                 raise made.error
             self._room.release()
             yield made
+            del made
 
     def close(self) -> None:
         self._stopped = True
@@ -80,10 +81,10 @@ class _Ahead(Generic[Started, Made]):
                 except BaseException as error:  # raised by who takes it
                     return self._hand_over(number, _Failed(error))
             try:
-                made = self._finish(started)
+                self._hand_over(number, self._finish(started))
             except BaseException as error:  # raised by who takes it
                 return self._hand_over(number, _Failed(error))
-            self._hand_over(number, made)
+            del started  # it may hold what has been made of it, which is no longer ours while we wait
 
     def _hand_over(self, number: int, made: Made | _Failed) -> None:
         with self._changed:

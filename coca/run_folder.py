@@ -1,6 +1,7 @@
 """A run folder on local disk or S3: config.yaml, metrics.jsonl and checkpoints/."""
 
 import json
+import math
 import os
 import threading
 import time
@@ -13,6 +14,7 @@ from coca.storage import Store
 
 METRICS = "metrics.jsonl"
 _S3_WRITE_EVERY_S = 10.0
+_S3_SHARE = 50  # of the time, one part at most goes into writing the file anew
 _TAIL_BYTES = 64 << 10
 
 
@@ -28,7 +30,7 @@ class RunFolder:
         self.store.check_folder("--out")
         self._lines: list[bytes] | None = None  # on S3: all rows so far, once they are known
         self._written = 0  # of these
-        self._written_at = 0.0
+        self._written_at, self._writing_s = 0.0, 0.0
         self._failure: Exception | None = None
         self._appending, self._writing = threading.Lock(), threading.Lock()
 
@@ -83,14 +85,14 @@ class RunFolder:
         Raises:
             RunFailed: S3 has not taken earlier rows.
         """
-        line = (json.dumps(row) + "\n").encode()
+        line = (json.dumps(_strict(row), allow_nan=False) + "\n").encode()
         if not self.store.is_s3:
             _append(self.path / METRICS, line)
             return
         self._raise_failure()
         with self._appending:
             self._known_lines().append(line)
-            due = time.monotonic() - self._written_at >= _S3_WRITE_EVERY_S
+            due = time.monotonic() - self._written_at >= max(_S3_WRITE_EVERY_S, _S3_SHARE * self._writing_s)
         if due and not self._writing.locked():
             threading.Thread(target=self._write_aside, name="metrics", daemon=True).start()
 
@@ -155,9 +157,11 @@ class RunFolder:
         with self._writing:
             with self._appending:
                 data, count = b"".join(self._known_lines()), len(self._known_lines())
+            started = time.monotonic()
             if count != self._written:
                 self.store.write(METRICS, data)
             self._written, self._written_at = count, time.monotonic()
+            self._writing_s = self._written_at - started
 
     def _write_aside(self) -> None:
         try:
@@ -169,6 +173,13 @@ class RunFolder:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+
+
+def _strict(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have: losses of skipped steps."""
+    if isinstance(value, dict):
+        return {name: _strict(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _append(path: Path, line: bytes) -> None:

@@ -37,6 +37,7 @@ from coca.same_run import check_same_run, fit_to_tokenizer, fixed_fields
 from coca.side_group import SideGroup
 from coca.train_config import TrainConfig
 from coca.training_state import TrainingState
+from coca.watchdog import beating
 
 Batches = Callable[[int], Generator[Batch]]
 Report = Callable[[dict[str, Any]], None]
@@ -98,8 +99,8 @@ def train(
 
     # --- loop ------------------------------------------------------------------------------------------------------
     model.train()
-    first, started, row = position, time.perf_counter(), {}
-    saver = CheckpointSaver(run, keep=config.keep_checkpoints, keep_best=config.keep_best)
+    first, started, row, saved = position, time.perf_counter(), {}, False
+    saver = CheckpointSaver(run, keep=config.keep_checkpoints, keep_best=config.keep_best, beat=beat)
     meter.begin(position)
     coming = batches(position)
     try:
@@ -135,15 +136,18 @@ def train(
                 last, stopping = position == config.steps, should_stop()
                 judging = judged and (last or _due(position, config.evaluate_every))
                 saving = last or stopping or _due(position, config.checkpoint_every)
-                weights = _weights_for_use(model, ema) if judging or saving else {}
+                weights: dict[str, Tensor] = {}
+                if judging or saving:
+                    with meter.losing(CHECKPOINT):
+                        saver.wait()  # memory for one copy of the weights, not two
+                        weights = _weights_for_use(model, ema)
                 if judging or last or stopping or _due(position, config.log_every):
                     row = _numbers(config, optimizer, model, position, batch, losses, grad_norm, skipped)
-                    if judging and held_out is not None:
-                        with meter.losing(EVALUATION):
-                            row |= _judge(held_out, weights, config, mixture, run, position, device)
-                        beat()
-                    if config.keep_best:
-                        row = side.gather(row)[0]
+                    if judging:
+                        with meter.losing(EVALUATION), beating(beat), autocast():
+                            if held_out is not None:
+                                row |= _judge(held_out, weights, config, mixture, run, position, device)
+                            side.any(False)  # the others wait here, not in the next step
                     timings = meter.row(position, position * config.batch_size)
                     if rank() == 0:
                         run.append_metrics(row | timings)
@@ -154,14 +158,14 @@ def train(
                     plain = _plain(config, mixture, weights, position)
                     score = row.get(config.keep_best) if config.keep_best and row.get("step") == position else None
                     meter.lose(CHECKPOINT, saver.save(state, plain, score=score))
-                    beat()
                 saver.check()
                 if stopping:
                     break
+        saved = True
     finally:
         coming.close()
         side.close()
-        meter.close(finished=position == config.steps)
+        meter.close(finished=saved and position == config.steps)
     elapsed_s = time.perf_counter() - started
     if not row and rank() == 0:
         row = run.last_metrics() or {}
@@ -221,9 +225,9 @@ def _describe_skipped(step: int, skipped: int, bad_by_rank: list[list[str]]) -> 
     bad = [sample_id for ids in bad_by_rank for sample_id in ids]
     shown = ", ".join(bad[:8]) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
     return (
-        f"step {step}: the gradients are no finite numbers for the {skipped}th time; "
+        f"step {step}: the gradients are no finite numbers, in {skipped} steps so far; "
         + (f"of this batch, the samples {shown} make them so. " if bad else "no sample of this batch does it alone. ")
-        + "Lower the learning rate or withdraw the samples; optimizer.max_skipped_steps allows more"
+        + "Withdraw the samples, allow more with optimizer.max_skipped_steps, or begin a new run with a lower rate"
     )
 
 

@@ -5,15 +5,18 @@ workers as it was. `jobs.elastic` decides what comes after an attempt.
 """
 
 import os
+import shutil
 import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coca.errors import BadInput, RunFailed
 from jobs.config import TrainRunConfig
-from jobs.stop_signal import StopSignal
+from jobs.stop_signal import StopSignal, forget_signals, run_digest
 
 if TYPE_CHECKING:
     from coca.mixture import Mixture
@@ -41,7 +44,7 @@ class Attempt:
 
     def __init__(self, config: TrainRunConfig, mixture: "Mixture", world_size: int) -> None:
         self.world_size = world_size
-        self.stop_signal = StopSignal()
+        self.stop_signal = StopSignal.of_run(config.out)
         self._config, self._mixture = config, mixture
         self._returned: dict[str, Any] | None = None
         self._error: BaseException | None = None
@@ -70,10 +73,14 @@ class Attempt:
 
     def _run(self) -> None:
         try:
-            with tempfile.TemporaryDirectory(prefix="coca-train-") as folder:
+            prefix = _folder_prefix(self._config.out)
+            with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder:
                 self._returned = dict(self._trainer(folder).fit().return_value)
         except BaseException as error:  # raised by result(), in the main thread
             self._error = error
+        finally:
+            with suppress(Exception):  # `sweep_killed` makes up for it
+                self.stop_signal.forget()
 
     def _trainer(self, folder: str) -> Any:
         # Read when the controller starts: how soon it sees that workers are up, done or dead (Ray's default is 2 s).
@@ -109,6 +116,18 @@ class Attempt:
                 logging_config=train_api.LoggingConfig(log_level=_RAY_LOG_LEVEL),
             ),
         )
+
+
+def sweep_killed(uri: str) -> None:
+    """Remove what drivers that were killed have left of this run outside its folder. Only for who alone works on it."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_folder_prefix(uri)}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    with suppress(Exception):  # a few bytes in the control plane, which end with the cluster
+        forget_signals(uri)
+
+
+def _folder_prefix(uri: str) -> str:
+    return f"coca-train-{run_digest(uri)}-"
 
 
 def resources_per_worker(config: TrainRunConfig) -> dict[str, float]:

@@ -6,7 +6,6 @@ the newest checkpoint. The order of the data does not depend on the world size (
 """
 
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,20 +16,17 @@ from coca.order import check_world_size
 from coca.train_config import TrainConfig
 from jobs.attempt import Attempt, NoRoom, WorkersLost, resources_per_worker
 from jobs.config import TrainRunConfig, WorkersConfig
+from jobs.control_plane import ControlPlane, asking_autoscaler, say
 from jobs.stop_signal import Interrupts
 
 POLL_S = 0.2
 DRAIN_CHECK_S = 5.0
 GROWTH_CHECK_S = float(os.environ.get("COCA_GROWTH_CHECK_S", "30"))
 ROOM_TIMEOUT_S = float(os.environ.get("COCA_ROOM_TIMEOUT_S", "1800"))
+MAX_GROWTH_CHECK_S = 3600.0
 SETTLE_S = 5.0  # until what an ended attempt held is free again
 
 ASKED, DRAIN, GROW = "asked", "drain", "grow"
-
-
-def say(text: str) -> None:
-    """One line to whoever follows the run."""
-    print(f"train: {text}", file=sys.stderr, flush=True)
 
 
 def world_sizes(workers: WorkersConfig, train: TrainConfig) -> list[int]:
@@ -101,27 +97,40 @@ class Driver:
         start: Callable[[int], Attempt],
         latest_step: Callable[[], int | None],
         interrupts: Interrupts,
+        held: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             start: starts an attempt with so many workers.
             latest_step: of the newest checkpoint.
+            held: raises RunFailed once the run folder is no longer ours.
         """
         self._config, self._start, self._latest_step, self._interrupts = config, start, latest_step, interrupts
+        self._held, self._control_plane = held, ControlPlane()
         self._sizes = world_sizes(config.workers, config.train)
         self._wanted = resources_per_worker(config)
         self._size: int | None = None
         self._waits_since: float | None = None
+        self._growth_check_s = GROWTH_CHECK_S
         self._grows_at = 0.0  # when room for more workers is looked for next
+        self._target: int | None = None  # of a growth under way
         self._failures = Failures(config.workers.max_failures)
 
     def run(self) -> dict[str, Any]:
-        """What `coca.train.train` returned last, with ``workers`` and ``stopped`` (the signal's name, or None).
+        """What `coca.train.train` returned last, with ``workers``, ``stopped`` (the signal's name, or None) and
+        ``lost`` (what kept a stop from its checkpoint, or None).
 
         Raises:
             BadInput, RunFailed: what a worker raised; or workers died too often; or there was no room for too long.
         """
+        if len(self._sizes) == 1:
+            return self._run()
+        with asking_autoscaler(self._wanted, self._sizes[-1]):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         while True:
+            self._held()
             size = self._choose()
             if size is None:
                 return self._stopped_between()
@@ -133,48 +142,72 @@ class Driver:
                 self._wait_for_room()
             except WorkersLost as lost:
                 if self._interrupts.name is not None:
-                    return self._stopped_between()
+                    say(f"{lost.cause}, before the checkpoint of the stop")
+                    return self._stopped_between(lost.cause)
                 self._failures.count(lost, self._latest_step())
             else:
                 if result is None:
                     return self._stopped_between()
                 if result["steps"] >= self._config.train.steps or self._interrupts.name is not None:
-                    return {**result, "workers": size, "stopped": self._stopped(result["steps"])}
+                    return {**result, "workers": size, "stopped": self._stopped(result["steps"]), "lost": None}
 
     def _follow(self, attempt: Attempt) -> dict[str, Any] | None:
         """What the attempt returned; None where it was given up because it had not begun when a stop was asked for."""
-        reason, looked_at = None, time.monotonic()
-        try:
-            while not attempt.join(POLL_S):
-                if self._interrupts.name is not None and reason != ASKED:
-                    reason = ASKED
-                    say(f"{self._interrupts.name}: ending after this step, with a checkpoint")
-                    attempt.stop_signal.ask()
-                    if not attempt.stop_signal.workers():
-                        return None
-                elif reason is None and time.monotonic() - looked_at > min(DRAIN_CHECK_S, GROWTH_CHECK_S):
-                    looked_at = time.monotonic()
-                    reason = self._change(attempt)
-                    if reason is not None:
-                        attempt.stop_signal.ask()
-            return attempt.result()
-        finally:
-            attempt.stop_signal.forget()
+        reason, told, looked_at = None, False, time.monotonic()
+        nodes: Counter[str] | None = None  # of the workers, once all have begun
+        while not attempt.join(POLL_S):
+            self._check_held(attempt)
+            if self._interrupts.name is not None and reason != ASKED:
+                reason = ASKED
+                say(f"{self._interrupts.name}: ending after this step, with a checkpoint")
+                if nodes is None and self._control_plane.ask(attempt.stop_signal.workers) == {}:
+                    self._tell_to_stop(attempt)
+                    return None
+            elif reason is None and time.monotonic() - looked_at > min(DRAIN_CHECK_S, GROWTH_CHECK_S):
+                looked_at = time.monotonic()
+                nodes = nodes or self._all_begun(attempt)
+                reason = self._change(attempt.world_size, nodes) if nodes else None
+            if reason is not None and not told:
+                told = self._tell_to_stop(attempt)
+        return attempt.result()
 
-    def _change(self, attempt: Attempt) -> str | None:
-        """Why a running attempt should end."""
-        workers = attempt.stop_signal.workers()
+    def _check_held(self, attempt: Attempt) -> None:
+        try:
+            self._held()
+        except RunFailed:
+            self._tell_to_stop(attempt)
+            raise
+
+    def _tell_to_stop(self, attempt: Attempt) -> bool:
+        def ask() -> bool:
+            attempt.stop_signal.ask()
+            return True
+
+        return self._control_plane.ask(ask) or False
+
+    def _all_begun(self, attempt: Attempt) -> Counter[str] | None:
+        """The workers' nodes; None while some have not begun."""
+        workers = self._control_plane.ask(attempt.stop_signal.workers) or {}
         if len(workers) < attempt.world_size:
-            return None  # not all have begun
+            return None
         self._waits_since = None
-        nodes = Counter(node for node, _ in workers.values())
-        if leaving := draining_nodes() & nodes.keys():
+        if self._target is not None:
+            grown = attempt.world_size >= self._target
+            self._growth_check_s = GROWTH_CHECK_S if grown else min(2 * self._growth_check_s, MAX_GROWTH_CHECK_S)
+            self._target = None
+        self._grows_at = time.monotonic() + self._growth_check_s
+        return Counter(node for node, _ in workers.values())
+
+    def _change(self, size: int, nodes: Counter[str]) -> str | None:
+        """Why a running attempt should end."""
+        if leaving := (self._control_plane.ask(draining_nodes) or set()) & nodes.keys():
             say(f"node {min(leaving)[:8]} is being drained: a checkpoint, then on without it")
             return DRAIN
-        if attempt.world_size < self._sizes[-1] and time.monotonic() >= self._grows_at:
-            self._grows_at = time.monotonic() + GROWTH_CHECK_S
-            room = cluster_room(self._wanted, nodes)
-            if self._largest(room) > attempt.world_size:
+        if size < self._sizes[-1] and time.monotonic() >= self._grows_at:
+            self._grows_at = time.monotonic() + self._growth_check_s
+            room = self._control_plane.ask(lambda: cluster_room(self._wanted, nodes)) or 0
+            if self._largest(room) > size:
+                self._target = self._largest(room)
                 say(f"the cluster has room for {room} workers: a checkpoint, then on with more")
                 return GROW
         return None
@@ -185,8 +218,10 @@ class Driver:
             return None if self._interrupts.name else self._sizes[0]  # Ray itself waits until there is room
         settled_at = time.monotonic() + (SETTLE_S if self._size else 0.0)
         while self._interrupts.name is None:
-            room = cluster_room(self._wanted)
-            if room >= (self._size or 0) or time.monotonic() > settled_at:
+            self._held()
+            room = self._control_plane.ask(lambda: cluster_room(self._wanted)) or 0
+            # Ray may not yet have freed what the ended attempt held.
+            if room >= (self._target or self._size or 0) or time.monotonic() > settled_at:
                 if size := self._largest(room):
                     return size
                 self._wait_for_room()
@@ -209,14 +244,14 @@ class Driver:
     def _tell(self, size: int) -> None:
         if self._size not in (None, size):
             say(f"{size} workers from here on, {self._size} before")
-        self._size, self._grows_at = size, time.monotonic() + GROWTH_CHECK_S
+        self._size = size
 
     def _stopped(self, steps: int) -> str | None:
         return self._interrupts.name if steps < self._config.train.steps else None
 
-    def _stopped_between(self) -> dict[str, Any]:
-        step = self._latest_step() or 0
-        return {"steps": step, "final_loss": None, "workers": self._size, "stopped": self._interrupts.name}
+    def _stopped_between(self, lost: str | None = None) -> dict[str, Any]:
+        step, stopped = self._latest_step() or 0, self._interrupts.name
+        return {"steps": step, "final_loss": None, "workers": self._size, "stopped": stopped, "lost": lost}
 
 
 class Failures:
@@ -241,6 +276,8 @@ class Failures:
         self._count += 1
         repeated = not lost.died and lost.cause == self._said
         if self._count > self._most or repeated:
-            raise RunFailed(f"{lost.cause}; {self._count} times in a row without a new checkpoint")
+            failed = RunFailed(f"{lost.cause}; {self._count} times in a row without a new checkpoint")
+            failed.repeat_helps = not repeated
+            raise failed
         self._said = lost.cause
         say(f"{lost.cause}; going on from {f'step {step}' if step else 'the start'}")

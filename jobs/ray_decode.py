@@ -27,16 +27,31 @@ _POLL_S = 0.1
 class RayDecoder(Decoder):
     """Ray tasks that decode parts of batches. One thread starts them in order and collects them in order.
 
-    Encoded bytes and pixels of the tasks under way stay below ``feed.prefetch_mib``; at most ``feed.decode_workers``
-    are under way, by default as many as the cluster has CPUs. Ray tries a task again whose worker has died.
+    The workers of a run share its cluster: each keeps the encoded bytes and pixels that it has under way below its part
+    of ``feed.prefetch_mib``, and its tasks to its part of ``feed.decode_workers``, by default as many as the cluster
+    has CPUs; one task is always allowed. Ray tries a task again whose worker has died.
     """
 
-    def __init__(self, feed: FeedConfig, augment: AugmentConfig, seed: int, *, patience_s: float = _PATIENCE_S) -> None:
+    def __init__(
+        self,
+        feed: FeedConfig,
+        augment: AugmentConfig,
+        seed: int,
+        *,
+        world_size: int = 1,
+        patience_s: float = _PATIENCE_S,
+    ) -> None:
+        """
+        Args:
+            world_size: workers that each have such a decoder.
+            patience_s: how long no task may end while some are under way, seconds.
+        """
         import ray
 
         self._task = ray.remote(num_cpus=1, max_retries=5, scheduling_strategy="SPREAD")(_decode)
         self._view = ray.put(View(augment, seed))
-        self._window = _Window(feed.prefetch_mib * 2**20, feed.decode_workers or _cluster_cpus())
+        tasks = feed.decode_workers or _cluster_cpus()
+        self._window = _Window(feed.prefetch_mib * 2**20 // world_size, max(1, tasks // world_size))
         self._patience_s, self._heard_s = patience_s, 0.0
         self._waiting: deque[_Chunk] = deque()
         self._under_way: deque[tuple[Any, _Chunk]] = deque()
@@ -149,13 +164,13 @@ def _cluster_cpus() -> int:
 class _Window:
     """Bytes and tasks under way."""
 
-    def __init__(self, capacity: int, tasks: int) -> None:
-        self.capacity, self._tasks = capacity, tasks
+    def __init__(self, capacity: int, most_tasks: int) -> None:
+        self.capacity, self.most_tasks = capacity, most_tasks
         self.bytes = self.tasks = 0
 
     def fits(self, size: int) -> bool:
         """Whether another may start; a picture that is larger than the window goes alone."""
-        return self.tasks == 0 or (self.tasks < self._tasks and self.bytes + size <= self.capacity)
+        return self.tasks == 0 or (self.tasks < self.most_tasks and self.bytes + size <= self.capacity)
 
     def add(self, size: int) -> None:
         self.bytes, self.tasks = self.bytes + size, self.tasks + 1

@@ -4,13 +4,14 @@ The word goes through the key-value store of Ray's control plane: every node rea
 folder's storage, and no process that could die holds it.
 """
 
+import hashlib
 import os
 import signal
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -22,7 +23,12 @@ POLL_S = 0.2
 class StopSignal:
     """One attempt's signal, and which worker runs where. Travels to the workers by value."""
 
-    key: str = field(default_factory=lambda: f"train-{uuid.uuid4().hex}")
+    key: str
+
+    @classmethod
+    def of_run(cls, uri: str) -> Self:
+        """A new one for an attempt of the run in this folder."""
+        return cls(f"train-{run_digest(uri)}/{uuid.uuid4().hex}")
 
     def ask(self) -> None:
         """Let the workers save a checkpoint after the step they are in, and end."""
@@ -48,6 +54,16 @@ class StopSignal:
         _store("_internal_kv_del", self.key, del_by_prefix=True)
 
 
+def forget_signals(uri: str) -> None:
+    """Those of attempts of this run whose driver was killed. Only for who alone works on the run."""
+    _store("_internal_kv_del", f"train-{run_digest(uri)}/", del_by_prefix=True)
+
+
+def run_digest(uri: str) -> str:
+    """Tells a run's traces outside its folder from those of others."""
+    return hashlib.sha256(uri.encode()).hexdigest()[:16]
+
+
 def _store(function: str, *arguments: Any, **options: Any) -> Any:
     from ray.experimental import internal_kv
 
@@ -55,7 +71,7 @@ def _store(function: str, *arguments: Any, **options: Any) -> Any:
 
 
 class Listener:
-    """A worker's ear: asks for the signal in a thread, so that no step waits for the control plane."""
+    """Rank 0's ear: asks for the signal in a thread, so that no step waits for the control plane."""
 
     def __init__(self, signal_: StopSignal) -> None:
         self._signal = signal_
@@ -77,9 +93,11 @@ class Listener:
 
     def _listen(self) -> None:
         while not self._ended.wait(POLL_S):
-            if self._signal.asked():
-                self._heard.set()
-                return
+            # A control plane that is away for a while is asked again.
+            with suppress(Exception):
+                if self._signal.asked():
+                    self._heard.set()
+                    return
 
 
 class Interrupts:

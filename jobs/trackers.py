@@ -1,7 +1,8 @@
 """Where the rows of metrics.jsonl go besides: TensorBoard, MLflow, Weights & Biases, Ray's dashboard.
 
 A run that is continued goes on in the same place of each tracker. Steps that are done again after a restart replace
-their old values in TensorBoard, and are left out where a tracker has them already.
+their old values in TensorBoard, and are left out where a tracker has them already. No tracker holds a step or ends a
+run: each is fed by a thread of its own, and one that is away misses rows.
 
 | tracker     | where                                                                   | needs                 |
 | ----------- | ----------------------------------------------------------------------- | --------------------- |
@@ -10,26 +11,20 @@ their old values in TensorBoard, and are left out where a tracker has them alrea
 | wandb       | project WANDB_PROJECT (default `coca`)                                  | wandb                 |
 """
 
-import contextlib
-import hashlib
 import importlib.util
-import math
-import os
 import sys
-import tempfile
+import threading
 import time
-import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
 
 from coca.errors import BadInput
 from coca.run_folder import RunFolder
 from jobs.config import TrainRunConfig
+from jobs.tracker_clients import Row, Tracker, make_tracker, scalars
 
-Row = dict[str, Any]
 _GAUGES = {
     "loss": "Weighted loss of the newest logged step.",
     "samples_per_s": "Samples a second, all workers.",
@@ -41,16 +36,8 @@ _PACKAGES = {
     "mlflow": ("mlflow", "mlflow-skinny"),
     "wandb": ("wandb", "wandb"),
 }
-_S3_INTERVAL_S = 10.0
-_MLFLOW_PARAMS = 100  # that one request takes
-
-
-class Tracker(Protocol):
-    """Takes rows until it is closed."""
-
-    def log(self, row: Row) -> None: ...
-
-    def close(self) -> None: ...
+_WAITING_ROWS = 1000  # of one tracker
+_CLOSING_S = 20.0  # for what waits when training ends
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -64,173 +51,104 @@ def check_trackers(names: Sequence[str]) -> None:
             )
 
 
-def start_trackers(names: Sequence[str], run: RunFolder, config: TrainRunConfig) -> list[Tracker]:
-    """Trackers by their names, for rank 0.
-
-    Raises:
-        BadInput: as ``check_trackers``.
-    """
-    check_trackers(names)
-    makers: dict[str, Callable[[RunFolder, TrainRunConfig], Tracker]] = {
-        "tensorboard": lambda run, config: TensorBoard(run),
-        "mlflow": MLflow,
-        "wandb": WandB,
-    }
-    return [makers[name](run, config) for name in names]
-
-
 @contextmanager
 def open_trackers(config: TrainRunConfig) -> Iterator[Callable[[Row], None]]:
     """A function that takes each row of metrics.jsonl: to the config's trackers, and to Ray's dashboard within Ray.
 
-    A tracker that fails says so once on stderr and is tried again with the next row: it ends no run.
+    It never waits for a tracker and never raises for one: what is wrong with it is said once on stderr. At the end what
+    still waits gets a while, never so long that the worker would count as hanging.
+
+    Raises:
+        BadInput: as `check_trackers`.
     """
-    with contextlib.ExitStack() as stack:
-        trackers = start_trackers(config.trackers, RunFolder(config.out), config)
-        failed: set[str] = set()
-        for name, tracker in zip(config.trackers, trackers, strict=True):
-            stack.callback(_guarded, name, tracker.close, failed)
-        gauges = ray_gauges(config.out)
+    check_trackers(config.trackers)
+    run = RunFolder(config.out)
+    lines = [TrackerLine(name, partial(make_tracker, name, run, config)) for name in config.trackers]
+    gauges = ray_gauges(config.out)
 
-        def log(row: Row) -> None:
-            gauges(row)
-            for name, tracker in zip(config.trackers, trackers, strict=True):
-                _guarded(name, partial(tracker.log, row), failed)
+    def log(row: Row) -> None:
+        gauges(row)
+        for line in lines:
+            line.put(row)
 
-        yield log
-
-
-def _guarded(name: str, action: Callable[[], None], failed: set[str]) -> None:
+    failed = True
     try:
-        action()
-    except Exception as error:  # whatever a tracker's client raises, training goes on
-        if name not in failed:
-            print(f"{name} did not take a row: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        failed.add(name)
+        yield log
+        failed = False
+    finally:
+        for line in lines:
+            line.end(failed)
+        until = time.monotonic() + min(_CLOSING_S, config.workers.hang_timeout_s / 2)
+        for line in lines:
+            line.join(until - time.monotonic())
 
 
-def scalars(row: Row) -> dict[str, float]:
-    """The finite numbers of a row, nested ones as ``lost_s/down``."""
-    found: dict[str, float] = {}
-    for name, value in row.items():
-        if isinstance(value, dict):
-            found |= {f"{name}/{key}": number for key, number in scalars(value).items()}
-        elif isinstance(value, int | float) and math.isfinite(value) and name not in ("step", "time"):
-            found[name] = value
-    return found
+class TrackerLine:
+    """Rows on their way to one tracker, which a thread makes and feeds.
 
+    A row that the tracker did not take is lost, and the next one tried; while one is tried the newest wait.
+    """
 
-class TensorBoard:
-    """Event files in the run folder, one for each attempt; on S3 they are written beside and copied."""
+    def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
+        self._name, self._make = name, make
+        self._tracker: Tracker | None = None
+        self._rows: deque[Row] = deque()
+        self._failed: bool | None = None  # how the attempt ended, once it has
+        self._changed = threading.Condition()
+        self._said: set[str] = set()
+        self._thread = threading.Thread(target=self._feed, name=f"tracker-{name}", daemon=True)
+        self._thread.start()
 
-    def __init__(self, run: RunFolder) -> None:
-        self._run = run
-        self._writer: Any = None
-        self._local: tempfile.TemporaryDirectory[str] | None = None
-        if run.store.is_s3:
-            self._local = tempfile.TemporaryDirectory(prefix="coca-tensorboard-")
-        self._folder = Path(self._local.name if self._local else run.store.path("tensorboard"))
-        self._copied = time.monotonic()
+    def put(self, row: Row) -> None:
+        with self._changed:
+            if len(self._rows) >= _WAITING_ROWS:
+                self._rows.popleft()
+                self._say("is slow", f"more than {_WAITING_ROWS:,} rows wait: the oldest are left out")
+            self._rows.append(row)
+            self._changed.notify()
 
-    def log(self, row: Row) -> None:
-        if self._writer is None:
-            from tensorboardX import SummaryWriter
+    def end(self, failed: bool) -> None:
+        """No row comes any more: the tracker is closed after those that wait."""
+        with self._changed:
+            self._failed = failed
+            self._changed.notify()
 
-            # Tells TensorBoard to forget what an attempt before this one wrote of this step and later ones.
-            self._writer = SummaryWriter(
-                str(self._folder), purge_step=row["step"], flush_secs=10, filename_suffix=f".{uuid.uuid4().hex[:8]}"
-            )
-        for name, value in scalars(row).items():
-            self._writer.add_scalar(_grouped(name), value, row["step"], walltime=row.get("time"))
-        if time.monotonic() - self._copied > _S3_INTERVAL_S:
-            self._copy()
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(max(timeout_s, 0.0))
+        if self._thread.is_alive():
+            self._say("does not answer", f"ending without it, {len(self._rows)} rows wait")
 
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._copy()
-        if self._local is not None:
-            self._local.cleanup()
+    def _feed(self) -> None:
+        self._try("could not be started", self._started)
+        while (row := self._next()) is not None:
+            self._try("did not take a row", partial(self._log, row))
+        if self._tracker is not None:
+            self._try("could not be closed", partial(self._tracker.close, bool(self._failed)))
 
-    def _copy(self) -> None:
-        if self._local is None or self._writer is None:
-            return
-        self._writer.flush()
-        for path in self._folder.iterdir():
-            self._run.store.write(f"tensorboard/{path.name}", path.read_bytes())
-        self._copied = time.monotonic()
+    def _next(self) -> Row | None:
+        """The oldest row that waits; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._rows or self._failed is not None)
+            return self._rows.popleft() if self._rows else None
 
+    def _log(self, row: Row) -> None:
+        self._started().log(row)
 
-def _grouped(name: str) -> str:
-    """TensorBoard folds what shares the part before a slash."""
-    if "/" in name:
-        return name
-    if name.startswith("held_out_"):
-        return f"held_out/{name.removeprefix('held_out_')}"
-    return f"train/{name}"
+    def _started(self) -> Tracker:
+        if self._tracker is None:
+            self._tracker = self._make()
+        return self._tracker
 
+    def _try(self, otherwise: str, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever a tracker's client raises, training goes on
+            self._say(otherwise, f"{type(error).__name__}: {error}")
 
-class MLflow:
-    """One MLflow run, whose id lies in the run folder."""
-
-    def __init__(self, run: RunFolder, config: TrainRunConfig) -> None:
-        from mlflow import MlflowClient
-        from mlflow.entities import Metric, Param
-
-        self._client, self._metric = MlflowClient(), Metric
-        self._id = _read_id(run, "mlflow") or self._create(run)
-        self._client.set_terminated(self._id, "RUNNING")
-        # "step" itself is logged, so that the newest value tells how far the tracker has come.
-        self._logged = int(self._client.get_run(self._id).data.metrics.get("step", -1))
-        if self._logged < 0:
-            values = [Param(name, str(value)[:500]) for name, value in _flatten(config.model_dump(mode="json")).items()]
-            for start in range(0, len(values), _MLFLOW_PARAMS):
-                self._client.log_batch(self._id, params=values[start : start + _MLFLOW_PARAMS])
-
-    def log(self, row: Row) -> None:
-        if row["step"] <= self._logged:
-            return
-        now_ms = int(row.get("time", time.time()) * 1000)
-        values = scalars(row) | {"step": float(row["step"])}
-        self._client.log_batch(
-            self._id, metrics=[self._metric(name, value, now_ms, row["step"]) for name, value in values.items()]
-        )
-        self._logged = row["step"]
-
-    def close(self) -> None:
-        self._client.set_terminated(self._id, "FINISHED")
-
-    def _create(self, run: RunFolder) -> str:
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "coca")
-        experiment = self._client.get_experiment_by_name(name)
-        experiment_id = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
-        created = self._client.create_run(experiment_id, run_name=_name(run), tags={"coca.run": run.store.uri})
-        return _keep_id(run, "mlflow", str(created.info.run_id))
-
-
-class WandB:
-    """One run of Weights & Biases, whose id lies in the run folder."""
-
-    def __init__(self, run: RunFolder, config: TrainRunConfig) -> None:
-        import wandb
-
-        own = hashlib.sha256(f"{run.store.uri} {time.time_ns()}".encode()).hexdigest()[:16]
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "coca"),
-            id=_read_id(run, "wandb") or _keep_id(run, "wandb", own),
-            name=_name(run),
-            resume="allow",
-            config=config.model_dump(mode="json"),
-        )
-        self._logged = self._run.step - 1  # its next step is one after the newest it has
-
-    def log(self, row: Row) -> None:
-        if row["step"] > self._logged:
-            self._run.log(scalars(row), step=row["step"])
-            self._logged = row["step"]
-
-    def close(self) -> None:
-        self._run.finish()
+    def _say(self, what: str, why: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            print(f"{self._name} {what}: {why}", file=sys.stderr, flush=True)
 
 
 def ray_gauges(run: str) -> Callable[[Row], None]:
@@ -251,26 +169,3 @@ def ray_gauges(run: str) -> Callable[[Row], None]:
                 gauges[name].set(value, tags={"run": run})
 
     return show
-
-
-def _name(run: RunFolder) -> str:
-    return run.store.uri.rstrip("/").rpartition("/")[2]
-
-
-def _read_id(run: RunFolder, tracker: str) -> str | None:
-    try:
-        return run.store.read(f"trackers/{tracker}").decode().strip()
-    except FileNotFoundError:
-        return None
-
-
-def _keep_id(run: RunFolder, tracker: str, own: str) -> str:
-    run.store.write(f"trackers/{tracker}", own.encode())
-    return own
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

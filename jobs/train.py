@@ -12,9 +12,13 @@ from coca.progress import Progress, polling
 from coca.run_folder import RunFolder
 from coca.storage import Store
 from coca.train_config import TrainConfig
+from jobs.attempt import Attempt, sweep_killed
 from jobs.config import DataConfig, TrainRunConfig, WorkersConfig
-from jobs.elastic import Driver, say, world_sizes
+from jobs.control_plane import say
+from jobs.elastic import Driver, world_sizes
+from jobs.run_lease import TakenOver, hold_run
 from jobs.stop_signal import Interrupts
+from jobs.train_checks import check_cluster, check_measures
 
 if TYPE_CHECKING:
     from coca.mixture import Mixture
@@ -40,29 +44,32 @@ def run_training(
 
     Returns:
         What `coca.train.train` returns, with ``run``, ``workers`` (the last number of them), ``resumed_from`` (step or
-        None), ``stopped`` (the signal that ended it early, or None) and ``report`` (the page, or None).
+        None), ``stopped`` (the signal that ended it early, or None), ``lost`` (what kept a stop from its checkpoint,
+        so that steps since ``steps`` are lost, or None) and ``report`` (the page, or None).
 
     Raises:
-        BadInput: before any worker starts, for whatever can be known then.
-        RunFailed: it cannot go on; says from which step the same command does.
+        BadInput: before any worker starts, for whatever can be known then; another command works on the run.
+        RunFailed: it cannot go on; says from which step the same command does, where repeating it can help.
     """
     run = RunFolder(config.out)
-    if must_be_new and run.exists:
-        raise BadInput(f"{run.uri} holds a run already", "Drop --must-be-new to go on with it, or give another --out")
-    mixture = check(config, run)
-    resumed_from = run.latest_step()
+    mixture = check(config, run, must_be_new=must_be_new)
     if start_ray is not None:
         start_ray()
     config = settle(config, mixture, run)
-    run.start(config.to_yaml())
-    interrupts = Interrupts()
-    with interrupts.catching(), _follow(run, config.train.steps, resumed_from or 0, show_progress):
-        result = _train(config, mixture, run, interrupts)
-    run.store.sweep_unfinished("")  # of workers that were killed
-    return {"run": run.uri, "resumed_from": resumed_from, **result, "report": _report(run)}
+    with hold_run(run.store) as held:
+        resumed_from = run.latest_step()
+        run.start(config.to_yaml())
+        sweep_killed(run.uri)
+        interrupts = Interrupts()
+        with interrupts.catching(), _follow(run, config.train.steps, resumed_from or 0, show_progress):
+            result = _train(config, mixture, run, interrupts, held)
+        run.store.sweep_unfinished("")  # of workers that were killed
+        return {"run": run.uri, "resumed_from": resumed_from, **result, "report": _report(run)}
 
 
-def plan_training(config: TrainRunConfig, start_ray: Callable[[], "ClusterInfo"]) -> dict[str, Any]:
+def plan_training(
+    config: TrainRunConfig, start_ray: Callable[[], "ClusterInfo"], *, must_be_new: bool = False
+) -> dict[str, Any]:
     """What a run will take, after the checks that it would make (`jobs.train_plan.plan`).
 
     Raises:
@@ -70,11 +77,12 @@ def plan_training(config: TrainRunConfig, start_ray: Callable[[], "ClusterInfo"]
     """
     from jobs.train_plan import plan
 
-    mixture = check(config, RunFolder(config.out))
-    return plan(config, mixture, start_ray())
+    run = RunFolder(config.out)
+    mixture = check(config, run, must_be_new=must_be_new)
+    return plan(config, mixture, start_ray(), resumed_from=run.latest_step())
 
 
-def check(config: TrainRunConfig, run: RunFolder) -> "Mixture":
+def check(config: TrainRunConfig, run: RunFolder, *, must_be_new: bool = False) -> "Mixture":
     """Everything that can be known without Ray; gives the data.
 
     Raises:
@@ -84,7 +92,10 @@ def check(config: TrainRunConfig, run: RunFolder) -> "Mixture":
     from coca.same_run import check_same_run, fit_to_tokenizer, fixed_fields
     from jobs.trackers import check_trackers
 
+    if must_be_new and run.exists:
+        raise BadInput(f"{run.uri} holds a run already", "Drop --must-be-new to go on with it, or give another --out")
     check_trackers(config.trackers)
+    check_measures(config)
     saved = read_fixed(run)
     mixture = open_mixture(config.data, saved)
     check_fit(config.train, config.workers, mixture)
@@ -136,6 +147,8 @@ def settle(config: TrainRunConfig, mixture: "Mixture", run: RunFolder) -> TrainR
     Raises:
         BadInput: the cluster has no room for the workers.
     """
+    import ray
+
     data = [
         each.model_copy(update={"uri": dataset.store.uri, "version": dataset.record.version})
         for each, (dataset, _) in zip(config.data, mixture.sources, strict=True)
@@ -150,7 +163,7 @@ def settle(config: TrainRunConfig, mixture: "Mixture", run: RunFolder) -> TrainR
             "out": run.uri,
             "held_out": _absolute(config.held_out),
             "feed": feed,
-            "workers": _check_cluster(config.workers),
+            "workers": check_cluster(config, run, ray.cluster_resources()),
         }
     )
 
@@ -160,30 +173,10 @@ def _absolute(place: str | None) -> str | None:
     return place if place is None or "://" in place else str(Path(place).absolute())
 
 
-def _check_cluster(workers: WorkersConfig) -> WorkersConfig:
-    """With ``use_gpu`` decided."""
-    import ray
-
-    there = ray.cluster_resources()
-    cpus, gpus = there.get("CPU", 0), there.get("GPU", 0)
-    least = workers.least or workers.count
-    wanted = least * workers.cpus
-    if wanted > cpus:
-        raise BadInput(
-            f"{least} workers of {workers.cpus:g} CPUs need {wanted:g}, the cluster has {cpus:g}",
-            "Use fewer --workers or a lower workers.cpus",
-        )
-    if workers.use_gpu and least > gpus:
-        raise BadInput(
-            f"{least} workers need a GPU each, the cluster has {gpus:g}",
-            "Use fewer --workers, or set workers.use_gpu=false",
-        )
-    return workers.model_copy(update={"use_gpu": gpus >= least if workers.use_gpu is None else workers.use_gpu})
-
-
-def _train(config: TrainRunConfig, mixture: "Mixture", run: RunFolder, interrupts: Interrupts) -> dict[str, Any]:
+def _train(
+    config: TrainRunConfig, mixture: "Mixture", run: RunFolder, interrupts: Interrupts, held: Callable[[], None]
+) -> dict[str, Any]:
     from coca.goodput import note_launch
-    from jobs.attempt import Attempt
 
     def start(world_size: int) -> Attempt:
         note_launch(run.store)
@@ -192,16 +185,21 @@ def _train(config: TrainRunConfig, mixture: "Mixture", run: RunFolder, interrupt
         return attempt
 
     try:
-        return Driver(config, start, run.latest_step, interrupts).run()
+        return Driver(config, start, run.latest_step, interrupts, held).run()
+    except TakenOver:
+        raise
     except RunFailed as failed:
-        raise RunFailed(f"{str(failed).rstrip('.')}. {_way_on(run)}") from None
+        raise _explained(failed, run) from None
 
 
-def _way_on(run: RunFolder) -> str:
-    step = None
+def _explained(failed: RunFailed, run: RunFolder) -> RunFailed:
+    """With the way on, where repeating helps; writes the report of what was done so far."""
+    way_on = " The same command goes on from its newest checkpoint."
     with contextlib.suppress(OSError, BadInput):  # the storage may be what failed
         step = run.latest_step()
-    return f"The same command {f'goes on from step {step}' if step else 'starts it again'}."
+        way_on = f" The same command {f'goes on from step {step}' if step else 'starts it again'}."
+        _report(run)
+    return RunFailed(f"{str(failed).rstrip('.')}.{way_on if failed.repeat_helps else ''}")
 
 
 def _report(run: RunFolder) -> str | None:
@@ -211,7 +209,9 @@ def _report(run: RunFolder) -> str | None:
         return str(write_train_report(run))
     except ModuleNotFoundError as missing:
         say(f"no report.html: {missing.name} is not installed. pip install 'coca[report]'")
-        return None
+    except Exception as error:  # what was trained is there, whatever a page about it meets
+        say(f"no report.html: {type(error).__name__}: {error}")
+    return None
 
 
 @contextmanager
@@ -228,7 +228,9 @@ def _follow(run: RunFolder, steps: int, start: int, show: bool) -> Iterator[None
 
         def poll() -> None:
             nonlocal progress
-            row = run.last_metrics()
+            row = None
+            with contextlib.suppress(OSError):  # read again next time
+                row = run.last_metrics()
             if row is None or row["step"] <= (progress.count if progress else start):
                 return
             if progress is None:

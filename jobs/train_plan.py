@@ -1,19 +1,13 @@
 """`coca train --dry-run`: what a run will take, from its config and its data, before anything is started."""
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 
 from coca.cost import meta_model, parameters
-from coca.feed import patches_kept
-from coca.matrix_rate import device_peak, measure_matrix_rate, spec_peak
-from coca.memory import memory
-from coca.meter import sample_flops
 from coca.optim import Optimizer
 from coca.order import deal_lanes
-from coca.parallel import check_shards
 from coca.progress import format_duration
 from coca.same_run import fit_to_tokenizer
 from coca.train_config import TrainConfig
@@ -21,57 +15,59 @@ from jobs.attempt import resources_per_worker
 from jobs.cluster import ClusterInfo
 from jobs.config import TrainRunConfig, WorkersConfig
 from jobs.data_report_figures import bytes_told
+from jobs.elastic import world_sizes
 from jobs.trackers import check_trackers
+from jobs.train_memory import state_bytes, worker_bytes
+from jobs.train_speed import UTILISATION, device_rate, stretch_flops, stretches
 
 if TYPE_CHECKING:
     from coca.mixture import Mixture
 
-UTILISATION = 0.4  # of a data sheet's peak, or of a measured matrix product: what a run is assumed to reach
-
-
-class Stretch(NamedTuple):
-    """Steps whose pictures cost the same."""
-
-    start: int
-    steps: int
-    image_size: int
-    patch_dropout: float
+Nodes = Sequence[Mapping[str, float]]
 
 
 def plan(
-    config: TrainRunConfig, mixture: "Mixture", cluster: ClusterInfo | Mapping[str, float] | None
+    config: TrainRunConfig,
+    mixture: "Mixture",
+    cluster: ClusterInfo | Nodes | None,
+    *,
+    resumed_from: int | None = None,
 ) -> dict[str, Any]:
     """What a run will take: plain values, sizes in bytes, times in hours.
 
     Memory is that of the fullest worker without what operations need for themselves, at captions of the whole context.
-    FLOPs are counted so too, so hours are rather too many than too few.
+    FLOPs are counted so too, so hours are rather too many than too few. An elastic run is reckoned with the most
+    workers that it may have, its memory with the least too.
 
     Args:
-        cluster: a connection, or what ``ray.cluster_resources()`` gives; None where no cluster is known.
+        cluster: a connection, or each node's resources as Ray names them; None where no cluster is known.
+        resumed_from: steps that are done: hours and rates are those of the others.
 
     Raises:
-        BadInput: a tracker's package is missing, shards that do not fit the workers, a rule that matches nothing.
+        BadInput: a tracker's package is missing, no number of workers that does, a rule that matches nothing.
     """
     check_trackers(config.trackers)
-    resources = _resources(cluster)
-    config = config.model_copy(update={"workers": _decided(config.workers, resources)})
+    nodes = _nodes(cluster)
+    config = config.model_copy(update={"workers": _decided(config.workers, nodes)})
     train = fit_to_tokenizer(config.train, mixture.tokenizer)
-    check_shards(train.parallel, config.workers.count)
+    sizes = world_sizes(config.workers, config.train)
+    least, most = sizes[0], sizes[-1]
+    state = state_bytes(train)
+    parts = parameters(train.model)
     samples = train.steps * train.batch_size
-    flops = sum(part.steps * train.batch_size * _flops(train, part) for part in stretches(train))
-    state = _state_bytes(train)
     return {
         "run": config.out,
         "steps": train.steps,
+        "resumed_from": resumed_from,
+        "steps_left": max(train.steps - (resumed_from or 0), 0),
         "batch_size": train.batch_size,
         "samples": samples,
-        "parameters": sum(parameters(train.model).values()),
-        "parameters_by_part": {part: count for part, count in parameters(train.model).items() if count},
-        "stretches": [{**part._asdict(), "flops_per_sample": _flops(train, part)} for part in stretches(train)],
-        "flops": flops,
-        **_hours(config, train, flops, resources),
-        "memory_per_worker": _memory(config, train, state),
-        "ray": _ray(config, resources),
+        "parameters": sum(parts.values()),
+        "parameters_by_part": {part: count for part, count in parts.items() if count},
+        **_speed(config.workers, train, most, nodes, resumed_from or 0),
+        "memory_per_worker": worker_bytes(train, most, state),
+        "memory_per_worker_of_least": worker_bytes(train, least, state),
+        "ray": _ray(config, least, most, nodes),
         "checkpoint_bytes": 2 * state["weights"] + state["optimizer"] + state["ema"],
         "checkpoints_kept": train.keep_checkpoints + (train.keep_best is not None),
         "learning_rate": _learning_rate(train),
@@ -79,148 +75,58 @@ def plan(
     }
 
 
-def stretches(config: TrainConfig) -> Iterator[Stretch]:
-    """The run in order, cut where the picture size or the patch dropout changes."""
-    unmasked = config.steps - round(config.augment.unmasked_fraction * config.steps)
-    changes = {0, unmasked, *(phase.from_step for phase in config.resolutions)}
-    starts = sorted(start for start in changes if start < config.steps)
-    begun: Stretch | None = None
-    for start, end in zip(starts, [*starts[1:], config.steps], strict=True):
-        size, dropout = config.image_size(start), config.patch_dropout(start)
-        if begun is not None and (begun.image_size, begun.patch_dropout) == (size, dropout):
-            begun = begun._replace(steps=end - begun.start)
-            continue
-        if begun is not None:
-            yield begun
-        begun = Stretch(start, end - start, size, dropout)
-    if begun is not None:
-        yield begun
-
-
-def _flops(config: TrainConfig, part: Stretch) -> int:
-    kept = patches_kept(config, part.start)
-    return sample_flops(
-        config.model, config.model.text.context_length, part.image_size, None if kept is None else kept[1]
-    )
-
-
-def _resources(cluster: ClusterInfo | Mapping[str, float] | None) -> dict[str, float] | None:
+def _nodes(cluster: ClusterInfo | Nodes | None) -> Nodes | None:
     if isinstance(cluster, ClusterInfo):
         import ray
 
-        return dict(ray.cluster_resources())
-    return None if cluster is None else dict(cluster)
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return cluster
 
 
-def _decided(workers: WorkersConfig, resources: Mapping[str, float] | None) -> WorkersConfig:
+def _decided(workers: WorkersConfig, nodes: Nodes | None) -> WorkersConfig:
     """With ``use_gpu`` as the driver would decide it."""
-    if workers.use_gpu is not None or resources is None:
+    if workers.use_gpu is not None or nodes is None:
         return workers
-    return workers.model_copy(update={"use_gpu": resources.get("GPU", 0) >= (workers.least or workers.count)})
+    return workers.model_copy(update={"use_gpu": any(node.get("GPU", 0) > 0 for node in nodes)})
 
 
-def _state_bytes(config: TrainConfig) -> dict[str, int]:
-    """What training keeps of the whole model, exact: shapes alone are made."""
-    model = meta_model(config.model)
-    optimizer = Optimizer(model, config.optimizer, config.steps).state()
-    weights = sum(parameter.nbytes for parameter in model.parameters())
+def _speed(workers: WorkersConfig, train: TrainConfig, count: int, nodes: Nodes | None, done: int) -> dict[str, Any]:
+    """``flops`` of all steps and each stretch's of a sample; ``samples_per_s``, and ``hours`` of the steps that are
+    left, with what they rest on: None where nothing tells how fast the workers are."""
+    parts = [(part, stretch_flops(train, part)) for part in stretches(train)]
+    each, source = device_rate(workers, train.precision, nodes)
+    rate = None if each is None else count * each * UTILISATION
+    left = sum(part.steps_from(done) * train.batch_size * cost for part, cost in parts)
+    told = f"{count} worker{'s' if count > 1 else ''} at {UTILISATION:.0%} of"
     return {
-        "weights": weights,
-        "optimizer": sum(tensor.nbytes for tensor in optimizer.values()),
-        "ema": weights if config.optimizer.ema_decay is not None else 0,
+        "stretches": [
+            {**part._asdict(), "flops_per_sample": cost, "samples_per_s": rate and rate / cost} for part, cost in parts
+        ],
+        "flops": sum(part.steps * train.batch_size * cost for part, cost in parts),
+        "hours": None if rate is None else left / rate / 3600,
+        "hours_assume": source if each is None else f"{told} {each / 1e12:,.3g} TFLOP/s, {source}",
     }
 
 
-def _memory(config: TrainRunConfig, train: TrainConfig, state: Mapping[str, int]) -> dict[str, int]:
-    """Bytes of one worker: its part of the state, and the largest pictures' activations of a micro-batch."""
-    parallel, workers = train.parallel, config.workers.count
-    rows = -(-train.batch_size // workers // parallel.micro_batches)
-    vision = train.model.vision.model_copy(update={"image_size": max(part.image_size for part in stretches(train))})
-    largest = train.model.model_copy(update={"vision": vision})
-    step = memory(largest, rows, train.precision, checkpointing=train.activation_checkpointing)
-    shards = (parallel.shard_workers or workers) if parallel.kind == "fsdp" else 1
-    gathered = state["weights"]
-    if shards > 1 and parallel.reshard_after_forward:
-        # Between blocks the rest stays gathered, and the next block's weights come while one works.
-        gathered = state["weights"] - sum(_blocks(train)) + 2 * max(_blocks(train))
-    parts = {
-        "weights": state["weights"] // shards + (gathered if shards > 1 else 0),
-        "gradients": state["weights"] // shards,
-        "optimizer": state["optimizer"] // shards,
-        "averaged_weights": state["ema"] // shards,
-        # DDP reduces copies of the gradients, in buckets.
-        "buckets": state["weights"] if shards == 1 and workers > 1 else 0,
-        "bfloat16_copies": step.weight_copies * gathered // state["weights"],
-        "activations": step.activations,
-    }
-    return {**parts, "total": sum(parts.values())}
-
-
-def _blocks(config: TrainConfig) -> list[int]:
-    """Bytes of each block that FSDP gathers apart."""
-    model = meta_model(config.model)
-    stacks = (model.vision, model.unimodal, model.multimodal)
-    return [sum(p.nbytes for p in block.parameters()) for stack in stacks for block in stack.blocks]
-
-
-def _hours(
-    config: TrainRunConfig, train: TrainConfig, flops: int, resources: Mapping[str, float] | None
-) -> dict[str, Any]:
-    """``hours`` of all steps, and what the number rests on; None where nothing tells how fast the workers are."""
-    rate, source = _device_rate(config.workers, train.precision, resources)
-    if rate is None:
-        return {"hours": None, "hours_assume": source}
-    hours = flops / (config.workers.count * rate * UTILISATION) / 3600
-    workers = config.workers.count
-    assumed = (
-        f"{workers} worker{'s' if workers > 1 else ''} at {UTILISATION:.0%} of {rate / 1e12:,.3g} TFLOP/s, {source}"
-    )
-    return {"hours": hours, "hours_assume": assumed}
-
-
-def _device_rate(
-    workers: WorkersConfig, precision: str, resources: Mapping[str, float] | None
-) -> tuple[float | None, str]:
-    """(operations a second of one worker's device, where the number is from)."""
-    if workers.use_gpu is False or (workers.use_gpu is None and not torch.cuda.is_available()):
-        before = torch.get_num_threads()
-        torch.set_num_threads(workers.threads)
-        try:
-            rate = measure_matrix_rate(torch.device("cpu"), precision)
-        finally:
-            torch.set_num_threads(before)
-        return rate, f"a matrix product measured on this machine with {workers.threads} threads"
-    prefix = "accelerator_type:"
-    kinds = sorted(name.removeprefix(prefix) for name in resources or {} if name.startswith(prefix))
-    peaks = {kind: spec_peak(kind, precision) for kind in kinds}
-    known = {kind: peak for kind, peak in peaks.items() if peak is not None}
-    if known:
-        slowest = min(known, key=lambda kind: known[kind])
-        return known[slowest], f"the data sheet of {slowest}"
-    if torch.cuda.is_available():
-        device = torch.device("cuda", torch.cuda.current_device())
-        peak = device_peak(device, precision)
-        name = torch.cuda.get_device_name(device)
-        if peak is not None:
-            return peak, f"the data sheet of {name}"
-        return measure_matrix_rate(device, precision), f"a matrix product measured on {name}"
-    return None, f"the cluster's GPUs ({', '.join(kinds) or 'of no known kind'}) are not in coca/matrix_rate.py"
-
-
-def _ray(config: TrainRunConfig, resources: Mapping[str, float] | None) -> dict[str, Any]:
+def _ray(config: TrainRunConfig, least: int, most: int, nodes: Nodes | None) -> dict[str, Any]:
+    """What is asked of Ray; ``fits`` tells whether the cluster, were nothing else on it, has places for the least."""
     each = resources_per_worker(config)
-    workers = config.workers
-    total = {name: amount * workers.count for name, amount in each.items()}
-    least = {name: amount * (workers.least or workers.count) for name, amount in each.items()}
-    there = None if resources is None else {name: resources.get(name, 0.0) for name in ("CPU", "GPU")}
+    there = None if nodes is None else {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+    places = None if nodes is None else sum(_places(node, each) for node in nodes)
     return {
-        "workers": workers.count,
-        "least_workers": workers.least or workers.count,
+        "workers": most,
+        "least_workers": least,
         "per_worker": each,
-        "total": total,
+        "total": {name: amount * most for name, amount in each.items()},
         "cluster": there,
-        "fits": None if there is None else all(there[name] >= amount for name, amount in least.items()),
+        "places": places,
+        "fits": None if places is None else places >= least,
     }
+
+
+def _places(node: Mapping[str, float], each: Mapping[str, float]) -> int:
+    """Workers that fit on a node: none can lie on two."""
+    return min(int((node.get(name, 0.0) + 1e-6) / amount) for name, amount in each.items())
 
 
 def _learning_rate(config: TrainConfig) -> dict[str, float]:
@@ -262,11 +168,13 @@ def _lines(planned: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     parts = sorted(planned["parameters_by_part"].items(), key=lambda item: -item[1])[:3]
     largest = ", ".join(f"{part} {_count_told(count)}" for part, count in parts)
     yield "parameters", f"{_count_told(planned['parameters'])} ({largest}, ...)"
-    yield "steps", f"{planned['steps']:,} of {planned['batch_size']:,} samples: {planned['samples']:,}"
+    done = "" if planned["resumed_from"] is None else f"; goes on from step {planned['resumed_from']:,}"
+    yield "steps", f"{planned['steps']:,} of {planned['batch_size']:,} samples: {planned['samples']:,}{done}"
     for part in planned["stretches"]:
         dropped = f", {part['patch_dropout']:.0%} of the patches dropped" if part["patch_dropout"] else ""
         cost = f"{part['flops_per_sample'] / 1e9:,.4g} GFLOP a sample"
-        yield "", f"from step {part['start']:,}: pictures of {part['image_size']} pixels{dropped}, {cost}"
+        rate = "" if part["samples_per_s"] is None else f", {part['samples_per_s']:,.4g} samples/s"
+        yield "", f"from step {part['start']:,}: pictures of {part['image_size']} pixels{dropped}, {cost}{rate}"
     rates = planned["learning_rate"]
     yield (
         "learning rate",
@@ -276,21 +184,30 @@ def _lines(planned: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         passes = "no selected samples" if data["passes"] is None else f"{data['passes']:,.2f} passes"
         share = f"{data['share']:.1%} of each batch ({data['wanted_share']:.1%} wanted), {data['lanes']} lanes"
         yield "dataset", f"{data['dataset']} version {data['version']}, {data['selected']:,} samples: {passes}, {share}"
-    kept = planned["memory_per_worker"]
-    told = ", ".join(f"{name.replace('_', ' ')} {bytes_told(size)}" for name, size in kept.items() if size)
-    yield "memory", f"a worker: {told}"
+    ray = planned["ray"]
+    yield "memory", f"a worker{_of_workers(ray['workers'])}: {_bytes_by_part(planned['memory_per_worker'])}"
+    if ray["least_workers"] < ray["workers"]:
+        kept = _bytes_by_part(planned["memory_per_worker_of_least"])
+        yield "", f"a worker{_of_workers(ray['least_workers'])}: {kept}"
     size, count = planned["checkpoint_bytes"], planned["checkpoints_kept"]
     yield "checkpoints", f"{bytes_told(size)} each, {count} kept: {bytes_told(size * count)}"
     yield "FLOPs", f"{planned['flops']:.3g} in all"
-    hours = planned["hours"]
-    yield "time", f"{_time_told(hours)}: {planned['hours_assume']}"
-    ray = planned["ray"]
+    left = "" if planned["resumed_from"] is None else f" for the {planned['steps_left']:,} steps left"
+    yield "time", f"{_time_told(planned['hours'])}{left}: {planned['hours_assume']}"
     least = f", {ray['least_workers']} at least" if ray["least_workers"] < ray["workers"] else ""
     asked = ", ".join(f"{amount:g} {name}" for name, amount in ray["total"].items())
     yield (
         "Ray",
         f"{ray['workers']} worker{'s' if ray['workers'] > 1 else ''}{least}: {asked}; the cluster {_cluster_told(ray)}",
     )
+
+
+def _of_workers(count: int) -> str:
+    return f" of {count}" if count > 1 else ""
+
+
+def _bytes_by_part(kept: Mapping[str, int]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {bytes_told(size)}" for name, size in kept.items() if size)
 
 
 def _time_told(hours: float | None) -> str:
@@ -307,4 +224,5 @@ def _cluster_told(ray: Mapping[str, Any]) -> str:
     if ray["cluster"] is None:
         return "is not known"
     there = ", ".join(f"{amount:g} {name}" for name, amount in ray["cluster"].items() if amount)
-    return f"has {there or 'nothing'}{'' if ray['fits'] else ': NOT ENOUGH'}"
+    places = f", places for {ray['places']} of them on its nodes: NOT ENOUGH"
+    return f"has {there or 'nothing'}{'' if ray['fits'] else places}"

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from jobs.config import TrainRunConfig
-from jobs.stop_signal import Listener
+from jobs.stop_signal import Listener, StopSignal
 
 if TYPE_CHECKING:
     from coca.decode import Decoder
@@ -37,7 +37,7 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
     mixture, signal = values["mixture"], values["stop_signal"]
     signal.join(rank(), ray.get_runtime_context().get_node_id())
     hang_timeout_s = config.workers.hang_timeout_s
-    with Watchdog(hang_timeout_s, f"worker {rank()}") as watchdog, Listener(signal) as listener, ExitStack() as stack:
+    with Watchdog(hang_timeout_s, f"worker {rank()}") as watchdog, hearing(signal) as heard, ExitStack() as stack:
         return train(
             config.train,
             mixture,
@@ -45,10 +45,22 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
             batches=stack.enter_context(closing(feed_of(config, mixture))).batches,
             device=device,
             report=stack.enter_context(reporting(config)),
-            should_stop=on_all_ranks(listener.heard, hang_timeout_s),
+            should_stop=on_all_ranks(heard, hang_timeout_s),
             held_out=open_held_out(config),
             beat=watchdog.beat,
         )
+
+
+@contextmanager
+def hearing(signal: StopSignal) -> Iterator[Callable[[], bool]]:
+    """Whether the signal was given, on rank 0, whose answer counts (`on_all_ranks`); the others ask nobody."""
+    from coca.distributed import rank
+
+    if rank() != 0:
+        yield lambda: False
+        return
+    with Listener(signal) as listener:
+        yield listener.heard
 
 
 def on_all_ranks(heard: Callable[[], bool], timeout_s: float) -> Callable[[], bool]:
@@ -84,7 +96,7 @@ def feed_of(config: TrainRunConfig, mixture: "Mixture") -> "BatchSource":
         if config.feed.decode == "ray":
             from jobs.ray_decode import RayDecoder
 
-            return RayDecoder(config.feed, config.train.augment, config.train.seed)
+            return RayDecoder(config.feed, config.train.augment, config.train.seed, world_size=world_size())
         from coca import decode
 
         return decode.make_decoder(config.feed, config.train.augment, config.train.seed)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from coca.contract import ANNOTATIONS, CONTRACT_VERSION, ROW_GROUPS, SAMPLES, VersionRecord
 from coca.tokenizer import Tokenizer, train_bpe
 
-ROWS_PER_FILE, ROWS_PER_ROW_GROUP, ROWS_PER_SHARD = 2000, 250, 500
+ROWS_PER_FILE, ROWS_PER_ROW_GROUP, ROWS_PER_SHARD = 500, 250, 500
 
 
 def read_bodies(folder: Path) -> Iterator[tuple[bytes, int, int]]:

@@ -4,9 +4,11 @@ All decode and crop with the same function, `coca.decode.View.of`, and all give 
 memory. Ours tokenizes and orders beside.
 """
 
+import itertools
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers.feed_corpus import read_bodies
 
 from coca.config import ModelConfig, Preprocessing, TextConfig, ViTConfig
 from coca.decode import Picture, View, make_decoder, usable_cpus
@@ -29,11 +32,10 @@ def ours(work: Path, samples: int, decode: str) -> Timing:
     """Our feed, decoding in threads or in processes."""
     from coca.feed import Feed
 
-    mixture, config = our_mixture(work), our_config(BATCH)
+    config, feed = our_config(BATCH), FeedConfig(decode=decode)  # type: ignore[arg-type]
     began = time.perf_counter()
-    feed = FeedConfig(decode=decode)  # type: ignore[arg-type]
     decoder = make_decoder(feed, AUGMENT, config.seed)
-    reader = Feed(mixture, config, feed, rank=0, world_size=1, decoder=decoder)
+    reader = Feed(our_mixture(work), config, feed, rank=0, world_size=1, decoder=decoder)
     batches = reader.batches(0)
     found = timed((batch.pixels_BHWC for batch in batches), samples, began)
     batches.close()
@@ -121,8 +123,28 @@ def _decode_member(member: dict[str, Any]) -> tuple[np.ndarray]:
     return (VIEW.of(Picture(member["jpg"], member["__key__"], 0), SIZE),)
 
 
-def bare(work: Path, samples: int) -> Timing:
-    """Decode and crop alone: a process for each CPU, its pictures in its memory, its pixels thrown away."""
+def bare_threads(work: Path, samples: int) -> Timing:
+    """Decode and crop alone: a thread for each CPU, pictures in memory, pixels thrown away."""
+    pictures = read_pictures(work, samples)
+    warm_up(pictures)
+    numbers = itertools.count()  # next() of a count is atomic
+
+    def share() -> None:
+        while (number := next(numbers)) < len(pictures):
+            VIEW.of(pictures[number], SIZE)
+
+    threads = [threading.Thread(target=share) for _ in range(usable_cpus())]
+    began, cpu_began = time.perf_counter(), time.process_time()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+    return {"samples_per_s": len(pictures) / seconds, "own_cpu_ms": 1000 * cpu_seconds / len(pictures)}
+
+
+def bare_processes(work: Path, samples: int) -> Timing:
+    """The same in a process for each CPU, each with its own share of the pictures."""
     context, cpus = multiprocessing.get_context("spawn"), usable_cpus()
     with context.Manager() as manager, ProcessPoolExecutor(cpus, mp_context=context) as pool:
         gate = manager.Barrier(cpus)
@@ -132,12 +154,8 @@ def bare(work: Path, samples: int) -> Timing:
 
 
 def _bare_share(work: Path, samples: int, place: int, of: int, gate: Any) -> tuple[int, float]:
-    from peers.feed_corpus import read_bodies
-
-    bodies = [body for number, (body, *_) in enumerate(read_bodies(work)) if number % of == place and number < samples]
-    pictures = [Picture(body, f"{number:032x}", 0) for number, body in enumerate(bodies)]
-    for picture in pictures[:50]:
-        VIEW.of(picture, SIZE)
+    pictures = read_pictures(work, samples)[place::of]
+    warm_up(pictures)
     gate.wait()
     began = time.perf_counter()
     for picture in pictures:
@@ -145,23 +163,42 @@ def _bare_share(work: Path, samples: int, place: int, of: int, gate: Any) -> tup
     return len(pictures), time.perf_counter() - began
 
 
+def read_pictures(work: Path, samples: int) -> list[Picture]:
+    bodies = itertools.islice(read_bodies(work), samples)
+    return [Picture(body, f"{number:032x}", 0) for number, (body, *_) in enumerate(bodies)]
+
+
+def warm_up(pictures: list[Picture]) -> None:
+    for picture in pictures[:50]:
+        VIEW.of(picture, SIZE)
+
+
 def timed(batches: Iterable[Any], samples: int, began: float) -> Timing:
-    """Seconds to the first batch, and samples a second over the last four fifths of ``samples``."""
+    """Seconds to the first batch; samples a second over the last four fifths of ``samples``, and over all of them from
+    the beginning, which no batches that had been prepared before the first came make look better; CPU milliseconds a
+    sample of this process over the last four fifths."""
     wanted = samples // BATCH
     warm = max(1, wanted // 5)
-    times = []
+    times, cpu_times = [], []
     for number, pixels in enumerate(batches, 1):
         assert tuple(pixels.shape) == (BATCH, SIZE, SIZE, 3), pixels.shape
         times.append(time.perf_counter())
+        cpu_times.append(time.process_time())
         if number == wanted:
             break
     assert len(times) > warm, f"{len(times)} batches came of {wanted}"
-    rate = BATCH * (len(times) - warm) / (times[-1] - times[warm - 1])
-    return {"samples_per_s": rate, "first_batch_s": times[0] - began}
+    timed_samples = BATCH * (len(times) - warm)
+    return {
+        "samples_per_s": timed_samples / (times[-1] - times[warm - 1]),
+        "samples_per_s_with_start": BATCH * len(times) / (times[-1] - began),
+        "first_batch_s": times[0] - began,
+        "own_cpu_ms": 1000 * (cpu_times[-1] - cpu_times[warm - 1]) / timed_samples,
+    }
 
 
 def training(work: Path, steps: int, rounds: int, batch_size: int) -> dict[str, Any]:
-    """Samples a second of training steps on all CPUs, on batches of the mock feed and of ours, in turns."""
+    """Seconds of training steps on all CPUs, on batches of the mock feed and of ours, in turns; and CPU seconds that
+    decoding takes of each."""
     import torch
 
     from coca.feed import Feed, normalize
@@ -199,9 +236,23 @@ def training(work: Path, steps: int, rounds: int, batch_size: int) -> dict[str, 
         batches.close()
         return seconds / steps
 
-    found = [(seconds_of(mock), seconds_of(real)) for _ in range(rounds)]
+    found = []
+    for number in range(rounds):
+        first, second = (mock, real) if number % 2 == 0 else (real, mock)
+        seconds = {id(source): seconds_of(source) for source in (first, second)}
+        found.append((seconds[id(mock)], seconds[id(real)]))
     real.close()
-    return {"step_s": found, "tokens": length}
+    return {"step_s": found, "tokens": length, "decode_cpu_s": batch_size * decode_cpu_s(work)}
+
+
+def decode_cpu_s(work: Path) -> float:
+    """CPU seconds that the view of a picture takes."""
+    pictures = read_pictures(work, 300)
+    warm_up(pictures)
+    began = time.thread_time()
+    for picture in pictures:
+        VIEW.of(picture, SIZE)
+    return (time.thread_time() - began) / len(pictures)
 
 
 def run_alone(name: str, *args: Any) -> Any:

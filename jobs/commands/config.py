@@ -5,7 +5,7 @@ import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin
 
 import click
 
@@ -134,11 +134,24 @@ def _plain(value: Any) -> Any:
     return to_jsonable_python(value)
 
 
+def _placeholders(config: Any) -> dict[str, Any]:
+    """``<key>`` for each value that has to be given."""
+    from coca.typed_config import config_choices
+
+    values: dict[str, Any] = {}
+    for key, field in config.model_fields.items():
+        if field.is_required():
+            choices = config_choices(field.annotation)
+            inside = _placeholders(choices[0]) if choices else f"<{key}>"
+            values[key] = [inside] if choices and get_origin(field.annotation) is tuple else inside
+    return values
+
+
 def _base(kind: str, recipe_name: str | None) -> Any:
     from coca.typed_config import build_config
 
     config = load_kind(kind)
-    values: dict[str, Any] = {key: f"<{key}>" for key, field in config.model_fields.items() if field.is_required()}
+    values = _placeholders(config)
     if recipe_name is not None:
         if "train" not in config.model_fields:
             raise BadInput(f"{kind} has no recipes", "Leave --recipe away, or show train or tune")

@@ -1,5 +1,6 @@
 """`coca train`."""
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from coca.errors import BadInput
-from coca.typed_config import resolve_config
-from jobs.commands.options import coca_command, config_options
+from coca.typed_config import build_config, resolve_config
+from jobs.commands.options import Outcome, coca_command, config_options
 
 if TYPE_CHECKING:
     from jobs.config import TrainRunConfig
@@ -69,34 +70,47 @@ def command(
     must_be_new: bool,
     config_file: Path | None,
     sets: tuple[str, ...],
-) -> dict[str, Any]:
+) -> dict[str, Any] | Outcome:
     """Pretrain a captioner on a dataset, or on several; the same command again resumes.
 
-    --set takes the names that `coca config show train` prints. SIGTERM and Ctrl-C end a run with a checkpoint.
+    --set takes the names that `coca config show train` prints. SIGTERM and Ctrl-C end a run with a checkpoint, and the
+    command with exit code 143 or 130.
     """
     from jobs.cluster import connect
     from jobs.config import TrainRunConfig
     from jobs.recipes import recipe
     from jobs.train import run_training
 
-    least, count = workers or (None, None)
     flags = {
-        "workers.count": count,
-        "workers.least": least,
         "train.steps": steps,
         "train.batch_size": batch_size,
         "held_out": held_out,
         "feed.decode": decode_on,
     }
-    base = TrainRunConfig.model_validate(
-        {"data": datasets(data, weights, versions), "out": out, "train": recipe(recipe_name)}
-    )
-    config = resolve_config(base, config_file, [*sets, *(f"{k}={v}" for k, v in flags.items() if v is not None)])
+    named = {"data": datasets(data, weights, versions), "out": out, "train": recipe(recipe_name).model_dump()}
+    base = build_config(TrainRunConfig, named)
+    given = [f"{name}={value}" for name, value in flags.items() if value is not None]
+    config = resolve_config(base, config_file, [*sets, *worker_settings(workers), *given])
     if dry_run:
-        return _dry_run(config)
+        return _dry_run(config, must_be_new)
     result = run_training(config, must_be_new=must_be_new, start_ray=connect)
     _print(result)
-    return result
+    return outcome(result)
+
+
+def worker_settings(workers: tuple[int | None, int] | None) -> list[str]:
+    """``--workers`` as settings: one number alone also ends what a file says of ``least``."""
+    if workers is None:
+        return []
+    least, count = workers
+    return [f"workers.count={count}", f"workers.least={'null' if least is None else least}"]
+
+
+def outcome(result: dict[str, Any]) -> Outcome:
+    """With the exit code that a shell gives for a process that a signal ended: whoever waits must not go on as if the
+    run were done."""
+    stopped = result["stopped"]
+    return Outcome(result, 0 if stopped is None else 128 + signal.Signals[stopped].value)
 
 
 def datasets(uris: Sequence[str], weights: Sequence[float], versions: Sequence[int]) -> list[dict[str, Any]]:
@@ -117,12 +131,12 @@ def datasets(uris: Sequence[str], weights: Sequence[float], versions: Sequence[i
     return values
 
 
-def _dry_run(config: "TrainRunConfig") -> dict[str, Any]:
+def _dry_run(config: "TrainRunConfig", must_be_new: bool) -> dict[str, Any]:
     from jobs.cluster import connect
     from jobs.train import plan_training
     from jobs.train_plan import print_plan
 
-    planned = plan_training(config, connect)
+    planned = plan_training(config, connect, must_be_new=must_be_new)
     print_plan(planned)
     return planned
 
@@ -130,7 +144,8 @@ def _dry_run(config: "TrainRunConfig") -> dict[str, Any]:
 def _print(result: dict[str, Any]) -> None:
     loss = "" if result["final_loss"] is None else f", final loss {result['final_loss']:.4f}"
     if result["stopped"]:
-        click.echo(f"stopped at step {result['steps']:,}{loss}; the same command goes on")
+        lost = f", without a checkpoint of the steps since: {result['lost']}" if result["lost"] else ""
+        click.echo(f"stopped at step {result['steps']:,}{loss}{lost}; the same command goes on")
     else:
         click.echo(f"trained {result['steps']:,} steps{loss}")
     if result["report"]:

@@ -195,12 +195,12 @@ def save_on_ranks(folder: str) -> None:
     """Two saves, the second of which fails on one rank only: all hear of it, and the first stays."""
     saver = CheckpointSaver(RunFolder(folder), keep=1)
     saver.save(state_at(1), plain_at(1))
-    saver._wait()
+    saver.wait()
     saver.check()
     if saver._side.rank == 2:
         saver._run.store.write = _full  # type: ignore[method-assign]
     saver.save(state_at(2), plain_at(2))
-    saver._wait()
+    saver.wait()
     with pytest.raises(RunFailed, match="no space is left"):
         saver.check()
     saver.close()

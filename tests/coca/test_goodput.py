@@ -1,6 +1,8 @@
 """Goodput on a clock of our own: every second has one cause, over kills and restarts."""
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -161,21 +163,53 @@ def test_a_clock_set_back_takes_nothing_away(store: Store, clock: Clock) -> None
     assert seconds(store) == {"new_steps": 8}
 
 
-def test_on_s3_the_account_is_replaced_every_ten_seconds(
+def test_on_s3_no_step_waits_for_the_account_and_the_newest_is_written(
     s3: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(f"{s3}/run")
     goodput = Goodput(store, workers=1, clock=clock)
     goodput.begin(0)
-    written = []
-    monkeypatch.setattr("coca.goodput._write", lambda store, account: written.append(account["until"] - BEGAN))
-    run_steps(goodput, clock, range(1, 13))
-    assert written == [10, 20]
-    monkeypatch.undo()
+    asked, answer, written, write = threading.Event(), threading.Event(), [], store.write
+
+    def slow(path: str, data: bytes) -> None:
+        asked.set()
+        assert answer.wait(30)
+        written.append(json.loads(data)["until"] - BEGAN)
+        write(path, data)
+
+    wait_for_writes(goodput)
+    monkeypatch.setattr(store, "write", slow)
+    run_steps(goodput, clock, range(1, 6))
+    assert asked.wait(30)
+    run_steps(goodput, clock, range(6, 29))  # due at 20, 30, 40 and 50 s too, and S3 does not answer
+    assert written == []
+    answer.set()
+    wait_for_writes(goodput)
+    assert written == [10, 50]
     goodput.close(finished=False)
+    assert written[-1] == 56
     clock.pass_by(5)
-    Goodput(store, workers=1, clock=clock).begin(12)
-    assert seconds(store) == {"new_steps": 24, "down": 5}
+    wait_for_writes(Goodput(store, workers=1, clock=clock))
+    assert seconds(store) == {"new_steps": 56, "down": 5}
+
+
+def wait_for_writes(goodput: Goodput) -> None:
+    assert goodput._aside is not None
+    goodput._aside.join(30)
+
+
+def test_an_end_does_not_wait_for_ever_for_s3(s3: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, answer = Store(f"{s3}/run"), threading.Event()
+    goodput = Goodput(store, workers=1, clock=clock)
+    wait_for_writes(goodput)
+    monkeypatch.setattr(store, "write", lambda path, data: answer.wait(30))
+    monkeypatch.setattr("coca.goodput._CLOSING_S", 0.2)
+    goodput.begin(0)
+    began = time.monotonic()
+    goodput.close(finished=True)
+    assert time.monotonic() - began < 10
+    answer.set()
+    wait_for_writes(goodput)
 
 
 def test_storage_that_is_away_ends_no_run(store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,8 +231,27 @@ def test_a_cause_that_nobody_knows_is_a_programmers_error(store: Store) -> None:
         Goodput(store, workers=1).lose("lunch", 1)
 
 
-def test_no_account_and_a_damaged_one(store: Store) -> None:
+@pytest.mark.parametrize("damage", ['{"seconds": {}', "[]", "{}", '{"seconds": {"new_steps": 3}}', "\xff"])
+def test_a_damaged_account_is_told_and_a_run_begins_a_new_one(
+    damage: str, store: Store, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert read_goodput(store) is None
-    store.write(FILE, json.dumps({"seconds": {}}).encode()[:-1])
+    store.write(FILE, damage.encode("latin-1"))
     with pytest.raises(BadInput, match=r"goodput\.json is damaged\. Remove it"):
         read_goodput(store)
+    note_launch(store, clock)
+    assert capsys.readouterr().err == f"goodput: {store.uri}/{FILE} is damaged: the account begins anew\n"
+    clock.pass_by(3)
+    Goodput(store, workers=1, clock=clock).begin(0)
+    assert seconds(store) == {"starting": 3}
+
+
+def test_a_launch_that_storage_does_not_take_starts_all_the_same(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(path: str, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "write", away)
+    note_launch(store)
+    assert capsys.readouterr().err.startswith("goodput: the start of the workers is not on the account: [Errno 28]")

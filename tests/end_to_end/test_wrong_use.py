@@ -16,15 +16,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from deltalake import write_deltalake
 
 from coca.contract import ANNOTATIONS, LINKS, SAMPLES
 from coca.dataset import Dataset
 from coca.run_folder import RunFolder
 from coca.tokenizer import Tokenizer, train_bpe
-from coca.train import train
 from coca.train_config import TrainConfig
+from tests.training import train_alone
 
 NOBODY = "127.0.0.1:1"
 TRAIN = "train --recipe scenes --set train.lanes=4 --out new"
@@ -69,7 +68,10 @@ CASES = [
     # --- an unknown config key, a value that breaks a rule
     ("data refresh --links links.csv --to new --set fetch.timeout=3", "'fetch.timeout'. Did you mean 'timeout_s'"),
     (f"{TRAIN} --data dataset --set train.step=3", "'train.step'. Did you mean 'steps'"),
-    (f"{TRAIN} --data dataset --version 0", "'version' = 0: Input should be greater than 0. See `coca config explain"),
+    (
+        f"{TRAIN} --data dataset --version 0",
+        "'data.0.version' = 0: Input should be greater than 0. See `coca config explain",
+    ),
     (f"{TRAIN} --data dataset --workers 3", "3 workers do not divide lanes = 4. Use 1, 2 or 4 workers"),
     (f"{TRAIN} --data dataset --set train.lanes=24", "9 row groups .* lanes = 24. Set train.lanes=8, or write smaller"),
     (f"{TUNE} --data dataset --held-out held_out.parquet --set trails=3", "'trails'. Did you mean 'trials'"),
@@ -93,7 +95,7 @@ CASES = [
     # --- a broken checkpoint
     ("evaluate caption --checkpoint broken --data held_out.parquet", "model.safetensors does not match .* use another"),
     ("serve --checkpoint broken", "model.safetensors does not match its SHA-256 in the manifest. .* use another"),
-    (f"{TRAIN} --data dataset --out broken", "model.safetensors does not match .* Remove .* to go on from the checkp"),
+    (f"{TRAIN} --data dataset --out broken", "no whole checkpoint to go on from: .*resume.json .* Put a copy"),
     ("serve --checkpoint begun", "begun has no whole checkpoint yet. Start its `coca train` again"),
 ]
 
@@ -120,10 +122,11 @@ def folder(
         for _ in range(2):  # the record names Delta version 1
             write_deltalake(here / "dataset" / name, schema.empty_table(), mode="append")
     run = RunFolder(here / "run")
-    train(tiny_train.model_copy(update={"steps": 1}), dataset, run, device=torch.device("cpu"), report=lambda row: None)
+    train_alone(tiny_train.model_copy(update={"steps": 1}), dataset, run)
     shutil.copytree(here / "run", here / "broken")
     weights = next((here / "broken").rglob("model.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:-1])
+    for part in (weights, weights.with_name("resume.json")):
+        part.write_bytes(part.read_bytes()[:-1])
     (here / "begun").mkdir()
     (here / "begun/config.yaml").write_text("steps: 3\n")
     return here

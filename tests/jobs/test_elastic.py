@@ -1,5 +1,6 @@
 """How many workers, and what comes after each attempt: the driver's loop against attempts and clusters of our own."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from coca.errors import BadInput, RunFailed
 from coca.train_config import ParallelConfig, TrainConfig
-from jobs import elastic
+from jobs import control_plane, elastic
 from jobs.attempt import NoRoom, WorkersLost
 from jobs.config import DataConfig, TrainRunConfig, WorkersConfig
 from jobs.elastic import Driver, Failures, world_sizes
@@ -45,16 +46,22 @@ def test_numbers_that_cannot_be_are_refused_with_those_that_can(workers: dict[st
 
 class FakeSignal:
     def __init__(self, nodes: list[str]) -> None:
-        self.nodes, self.is_asked = nodes, False
+        self.nodes, self.is_asked, self.looks = nodes, False, 0
+        self.away = 0  # calls that fail before the control plane answers
 
     def ask(self) -> None:
+        self._answer()
         self.is_asked = True
 
     def workers(self) -> dict[int, tuple[str, int]]:
+        self.looks += 1
+        self._answer()
         return {rank: (node, 0) for rank, node in enumerate(self.nodes)}
 
-    def forget(self) -> None:
-        pass
+    def _answer(self) -> None:
+        self.away -= 1
+        if self.away >= 0:
+            raise ConnectionError("no control plane")
 
 
 class FakeAttempt:
@@ -87,7 +94,18 @@ class Rig:
             train=train_config(),
             workers=WorkersConfig.model_validate(workers),
         )
-        self.driver = Driver(config, self._start, lambda: next(self.checkpoints), self.interrupts)  # type: ignore[arg-type]
+        self.taken_over: Exception | None = None
+        self.driver = Driver(
+            config,
+            self._start,  # type: ignore[arg-type]
+            lambda: next(self.checkpoints),
+            self.interrupts,
+            self._held,
+        )
+
+    def _held(self) -> None:
+        if self.taken_over is not None:
+            raise self.taken_over
 
     def _start(self, size: int) -> FakeAttempt:
         self.sizes.append(size)
@@ -100,6 +118,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("POLL_S", "DRAIN_CHECK_S", "GROWTH_CHECK_S", "SETTLE_S"):
         monkeypatch.setattr(elastic, name, 0.001)
     monkeypatch.setattr(elastic, "draining_nodes", lambda: set())
+    monkeypatch.setattr(control_plane, "_request", lambda bundles: None)
 
 
 def rig(monkeypatch: pytest.MonkeyPatch, outcomes: list[Any], rooms: list[int], **workers: Any) -> Rig:
@@ -134,6 +153,135 @@ def test_room_makes_a_run_larger_after_a_checkpoint(
     assert driven.driver.run()["workers"] == 4
     assert driven.sizes == [2, 4]
     assert "room for 5 workers: a checkpoint, then on with more" in capsys.readouterr().err
+
+
+def test_a_growth_waits_until_ray_has_freed_what_the_old_workers_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elastic, "SETTLE_S", 60.0)
+    driven = rig(monkeypatch, [30, DONE], [2, 5, 2, 2, 4], least=2, count=8)
+    driven.driver.run()
+    assert driven.sizes == [2, 4]
+
+
+def test_after_a_growth_that_did_not_succeed_the_next_one_waits_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [2, 5]  # the others were quicker, each time
+
+    def room(wanted: Any = None, ours: Any = None) -> int:
+        return left.pop(0) if left else 2 if ours is None else 5
+
+    monkeypatch.setattr(elastic, "cluster_room", room)
+    driven = Rig([30, 40, 50, DONE], least=2, count=8)
+    driven.driver.run()
+    assert driven.sizes == [2, 2, 2, 2]
+    assert driven.driver._growth_check_s == pytest.approx(0.004)  # a growth is known to have failed at the next look
+
+
+def test_an_autoscaler_is_asked_for_the_largest_size_while_an_elastic_run_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(control_plane, "_request", asked.append)
+    rig(monkeypatch, [DONE], [2], least=2, count=5, cpus=0.5).driver.run()
+    assert asked == [[{"CPU": 0.5}] * 4, []]
+    with pytest.raises(RunFailed):
+        rig(monkeypatch, [RunFailed("the disk is full")], [2], least=2, count=5).driver.run()
+    assert asked[2:] == [[{"CPU": 1.0}] * 4, []]
+    rig(monkeypatch, [DONE], [0], count=4).driver.run()
+    assert len(asked) == 4  # the workers of a fixed run are asked for by Ray itself
+
+
+def test_a_control_plane_that_is_away_for_a_while_ends_no_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers: list[Any] = [OSError("away"), 2, RuntimeError("away"), 5]
+
+    def room(wanted: Any = None, ours: Any = None) -> int:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return int(answer)
+
+    drains: list[Any] = [ConnectionError("away"), set()]
+
+    def draining() -> set[str]:
+        answer = drains.pop(0) if len(drains) > 1 else drains[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return set(answer)
+
+    monkeypatch.setattr(elastic, "cluster_room", room)
+    monkeypatch.setattr(elastic, "draining_nodes", draining)
+
+    def begun(size: int) -> FakeAttempt:
+        attempt = FakeAttempt(size, 30)
+        attempt.stop_signal.away = 2
+        return attempt
+
+    driven = Rig([begun, DONE], least=2, count=8)
+    assert driven.driver.run()["workers"] == 4
+    assert driven.sizes == [2, 4]
+    assert capsys.readouterr().err.count("control plane did not answer, asking again: OSError: away") == 1
+
+
+def test_once_all_workers_have_begun_they_are_not_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    driven = rig(monkeypatch, [], [2], least=2, count=8)
+    polls, looks = iter(range(50)), []
+
+    def begun(size: int) -> FakeAttempt:
+        attempt = FakeAttempt(size, 100)
+
+        def join(timeout_s: float) -> bool:
+            time.sleep(0.001)
+            return next(polls, None) is None
+
+        attempt.join = join  # type: ignore[method-assign]
+        looks.append(attempt.stop_signal)
+        return attempt
+
+    driven._outcomes = iter([begun])
+    driven.driver.run()
+    assert looks[0].looks == 1
+
+
+def test_a_stop_that_the_control_plane_did_not_take_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    driven = rig(monkeypatch, [], [1], count=1)
+
+    def begun(size: int) -> FakeAttempt:
+        driven.interrupts.name = "SIGTERM"
+        attempt = FakeAttempt(size, 42)
+        attempt.stop_signal.away = 3
+        return attempt
+
+    driven._outcomes = iter([begun])
+    assert driven.driver.run()["steps"] == 42
+
+
+def test_a_death_before_the_checkpoint_of_a_stop_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    driven = rig(monkeypatch, [], [1], count=1)
+
+    def begun(size: int) -> FakeAttempt:
+        driven.interrupts.name = "SIGTERM"
+        return FakeAttempt(size, DIED)
+
+    driven._outcomes = iter([begun])
+    result = driven.driver.run()
+    assert (result["steps"], result["stopped"], result["lost"]) == (10, "SIGTERM", "a worker died")
+    assert "train: a worker died, before the checkpoint of the stop" in capsys.readouterr().err
+
+
+def test_a_run_that_was_taken_over_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    driven, attempts = rig(monkeypatch, [], [1], count=1), []
+
+    def begun(size: int) -> FakeAttempt:
+        driven.taken_over = RunFailed("taken over")
+        attempts.append(FakeAttempt(size, 42))
+        return attempts[0]
+
+    driven._outcomes = iter([begun])
+    with pytest.raises(RunFailed, match="taken over"):
+        driven.driver.run()
+    assert attempts[0].stop_signal.is_asked
 
 
 def test_a_fixed_run_looks_at_no_room_and_keeps_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,13 +353,15 @@ def test_deaths_in_a_row_are_counted_and_a_checkpoint_makes_up_for_them() -> Non
     failures = Failures(most=2)
     for step in (5, 5, 6, 6):
         failures.count(DIED, step)
-    with pytest.raises(RunFailed, match="a worker died; 3 times in a row without a new checkpoint"):
+    with pytest.raises(RunFailed, match="a worker died; 3 times in a row without a new checkpoint") as raised:
         failures.count(DIED, 6)
+    assert raised.value.repeat_helps
 
 
 def test_an_error_that_comes_again_at_once_is_one_in_the_code() -> None:
     failures = Failures(most=10)
     failures.count(WorkersLost("TypeError: no", died=False), None)
     failures.count(WorkersLost("KeyError: 'x'", died=False), None)
-    with pytest.raises(RunFailed, match="KeyError: 'x'; 3 times in a row"):
+    with pytest.raises(RunFailed, match="KeyError: 'x'; 3 times in a row") as raised:
         failures.count(WorkersLost("KeyError: 'x'", died=False), None)
+    assert not raised.value.repeat_helps

@@ -27,7 +27,7 @@ def in_threads() -> Iterator[ThreadDecoder]:
 
 
 def test_the_window_counts_bytes_and_tasks() -> None:
-    window = _Window(capacity=10, tasks=2)
+    window = _Window(capacity=10, most_tasks=2)
     assert window.fits(11)  # alone, or it would never go
     window.add(6)
     assert window.fits(4)
@@ -53,7 +53,8 @@ def test_parts_of_a_batch_keep_to_their_bytes() -> None:
 
 @pytest.mark.ray
 def test_ray_tasks_decode_what_threads_decode(ray_cluster: ClusterInfo, in_threads: ThreadDecoder) -> None:
-    decoder = RayDecoder(FeedConfig(prefetch_mib=1, decode_workers=3), HALF, 3)
+    decoder = RayDecoder(FeedConfig(prefetch_mib=2, decode_workers=7), HALF, 3, world_size=2)
+    assert (decoder._window.capacity, decoder._window.most_tasks) == (2**20, 3)
     held: list[int] = []
     add = decoder._window.add
 
@@ -95,7 +96,8 @@ def test_a_lost_worker_changes_nothing_and_one_without_a_cpu_is_told(
 
     import ray
 
-    decoder = RayDecoder(FeedConfig(), HALF, 3, patience_s=60)
+    decoder = RayDecoder(FeedConfig(), HALF, 3, world_size=100, patience_s=60)
+    assert decoder._window.most_tasks == 1  # however many share the CPUs
     decoder._view = ray.put(Killing(HALF, 3))
     try:
         assert np.array_equal(decoder.decode(PICTURES * 3, 24), in_threads.decode(PICTURES * 3, 24))

@@ -8,12 +8,12 @@ import time
 import pytest
 
 from jobs.cluster import ClusterInfo
-from jobs.stop_signal import Interrupts, Listener, StopSignal
+from jobs.stop_signal import Interrupts, Listener, StopSignal, forget_signals
 
 
 @pytest.mark.ray
 def test_a_listener_hears_its_own_signal_only(ray_cluster: ClusterInfo) -> None:
-    mine, other = StopSignal(), StopSignal()
+    mine, other = StopSignal.of_run("runs/a"), StopSignal.of_run("runs/a")
     with Listener(mine) as listener:
         other.ask()
         time.sleep(0.5)
@@ -30,12 +30,33 @@ def test_a_listener_hears_its_own_signal_only(ray_cluster: ClusterInfo) -> None:
 
 @pytest.mark.ray
 def test_workers_are_known_by_rank(ray_cluster: ClusterInfo) -> None:
-    joined = StopSignal()
+    joined, elsewhere = StopSignal.of_run("runs/a"), StopSignal.of_run("runs/b")
+    elsewhere.join(0, "node-c")
     joined.join(0, "node-a")
     joined.join(11, "node-b")
     assert joined.workers() == {0: ("node-a", os.getpid()), 11: ("node-b", os.getpid())}
-    joined.forget()
-    assert joined.workers() == {}
+    forget_signals("runs/a")  # as the driver does that follows one that was killed
+    assert (joined.workers(), elsewhere.workers()) == ({}, {0: ("node-c", os.getpid())})
+    elsewhere.forget()
+    assert elsewhere.workers() == {}
+
+
+def test_a_listener_outlives_a_control_plane_that_is_away() -> None:
+    answers: list[bool | Exception] = [ConnectionError("no control plane"), RuntimeError("still none"), False, True]
+
+    class Away(StopSignal):
+        def asked(self) -> bool:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    with Listener(Away("key")) as listener:
+        ends_at = time.monotonic() + 10
+        while not listener.heard() and time.monotonic() < ends_at:
+            time.sleep(0.02)
+        assert listener.heard()
+    assert answers == []
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])

@@ -1,101 +1,30 @@
-"""Trackers: TensorBoard's files read back, the others against stand-ins for their clients; a restart everywhere."""
+"""Feeding trackers: what is missing, fails or never answers holds no step and ends no run; Ray's gauges."""
 
-import math
 import re
-import struct
 import sys
-from collections import defaultdict
+import threading
+import time
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from coca.errors import BadInput
-from coca.run_folder import RunFolder
-from coca.storage import Store
-from jobs.config import DataConfig, TrainRunConfig
-from jobs.trackers import check_trackers, open_trackers, ray_gauges, scalars, start_trackers
-
-BEGAN = 1_800_000_000.0
+from jobs import trackers as trackers_module
+from jobs.config import DataConfig, TrainRunConfig, WorkersConfig
+from jobs.trackers import check_trackers, open_trackers, ray_gauges
 
 
 def row(step: int) -> dict[str, Any]:
-    return {
-        "step": step,
-        "batch_digest": "0" * 16,
-        "loss": 1 / step,
-        "grad_norm": math.inf if step == 2 else 1.5,
-        "flop_utilisation_spec": None,
-        "held_out_caption_loss": 2.0,
-        "lost_s": {"down": 4.0},
-        "time": BEGAN + step,
-    }
+    return {"step": step, "loss": 1 / step, "lost_s": {"down": 4.0}}
 
 
-def run_config(folder: str | Path, *trackers: Any) -> TrainRunConfig:
-    return TrainRunConfig(data=(DataConfig(uri="data/mine"),), out=str(folder), trackers=trackers)
-
-
-def track(name: str, folder: str | Path, steps: range) -> None:
-    """One attempt that logs ``steps``."""
-    (tracker,) = start_trackers([name], RunFolder(folder), run_config(folder))
-    for step in steps:
-        tracker.log(row(step))
-    tracker.close()
-
-
-def test_the_numbers_of_a_row() -> None:
-    assert scalars(row(2)) == {"loss": 0.5, "held_out_caption_loss": 2.0, "lost_s/down": 4.0}
-
-
-def read_events(store: Store) -> list[list[Any]]:
-    """The events of each file in tensorboard/, by the TFRecord framing: length, checksum, bytes, checksum."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    files = []
-    for name in store.list("tensorboard"):
-        data, events = store.read(f"tensorboard/{name}"), []
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
-            events.append(Event.FromString(data[12 : 12 + length]))
-            data = data[16 + length :]
-        files.append(events)
-    return files
-
-
-def as_tensorboard_shows(files: list[list[Any]], tag: str) -> list[tuple[int, float, float]]:
-    """(step, value, wall time) of a tag; a session that starts at a step purges what stands at it and after."""
-    shown: list[tuple[int, float, float]] = []
-    for events in sorted(files, key=lambda events: events[0].wall_time):
-        for event in events:
-            if event.HasField("session_log"):
-                shown = [each for each in shown if each[0] < event.step]
-            values = [value.simple_value for value in event.summary.value if value.tag == tag]
-            shown += [(event.step, value, event.wall_time) for value in values]
-    return shown
-
-
-@pytest.mark.parametrize("where", ["disk", "s3"])
-def test_tensorboard_shows_each_step_once_over_a_restart(
-    where: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    folder = request.getfixturevalue("s3") + "/run" if where == "s3" else tmp_path / "run"
-    track("tensorboard", folder, range(1, 5))
-    track("tensorboard", folder, range(3, 7))
-    files = read_events(Store(folder))
-    assert len(files) == 2
-    expected = [(step, pytest.approx(1 / step), BEGAN + step) for step in range(1, 7)]
-    assert as_tensorboard_shows(files, "train/loss") == expected
-    assert [step for step, *_ in as_tensorboard_shows(files, "train/grad_norm")] == [1, 3, 4, 5, 6]
-    assert len(as_tensorboard_shows(files, "held_out/caption_loss")) == 6
-    assert len(as_tensorboard_shows(files, "lost_s/down")) == 6
-
-
-def test_an_attempt_that_logs_nothing_writes_no_event(tmp_path: Path) -> None:
-    track("tensorboard", tmp_path / "run", range(0))
-    assert Store(tmp_path / "run").list("tensorboard") == []
+def run_config(folder: str | Path, *trackers: Any, hang_timeout_s: float = 600.0) -> TrainRunConfig:
+    workers = WorkersConfig(hang_timeout_s=hang_timeout_s)
+    return TrainRunConfig(data=(DataConfig(uri="data/mine"),), out=str(folder), trackers=trackers, workers=workers)
 
 
 def module(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> None:
@@ -103,76 +32,6 @@ def module(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> None:
     made.__spec__ = ModuleSpec(name, None)
     vars(made).update(content)
     monkeypatch.setitem(sys.modules, name, made)
-
-
-class MlflowServer:
-    """What an MLflow server holds, behind the calls of MlflowClient that are used (checked against mlflow 3.17)."""
-
-    def __init__(self) -> None:
-        self.experiments: dict[str, SimpleNamespace] = {}
-        self.runs: dict[str, SimpleNamespace] = {}
-
-    def get_experiment_by_name(self, name: str) -> SimpleNamespace | None:
-        return self.experiments.get(name)
-
-    def create_experiment(self, name: str) -> str:
-        self.experiments[name] = SimpleNamespace(experiment_id=f"e{len(self.experiments)}")
-        return str(self.experiments[name].experiment_id)
-
-    def create_run(self, experiment_id: str, run_name: str, tags: dict[str, str]) -> SimpleNamespace:
-        info = SimpleNamespace(run_id=f"r{len(self.runs)}", name=run_name, experiment=experiment_id, tags=tags)
-        data = SimpleNamespace(metrics={}, params={}, history=defaultdict(list))
-        self.runs[info.run_id] = SimpleNamespace(info=info, data=data)
-        return self.runs[info.run_id]
-
-    def get_run(self, run_id: str) -> SimpleNamespace:
-        return self.runs[run_id]
-
-    def set_terminated(self, run_id: str, status: str) -> None:
-        self.runs[run_id].info.status = status
-
-    def log_batch(self, run_id: str, metrics: Any = (), params: Any = ()) -> None:
-        data = self.runs[run_id].data
-        assert len(params) <= 100
-        data.params.update(params)
-        for name, value, time_ms, step in metrics:
-            data.history[name].append((step, value, time_ms))
-            data.metrics[name] = value
-
-
-def test_mlflow_goes_on_in_the_same_run_and_repeats_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = MlflowServer()
-    module(monkeypatch, "mlflow", MlflowClient=lambda: server)
-    module(monkeypatch, "mlflow.entities", Metric=lambda *values: values, Param=lambda *values: values)
-    track("mlflow", tmp_path / "first", range(1, 5))
-    track("mlflow", tmp_path / "first", range(3, 7))
-    track("mlflow", tmp_path / "second", range(1, 2))
-    first, second = server.runs.values()
-    assert first.data.history["loss"] == [(step, 1 / step, int(BEGAN + step) * 1000) for step in range(1, 7)]
-    assert [step for step, *_ in first.data.history["grad_norm"]] == [1, 3, 4, 5, 6]
-    assert first.data.params["train.batch_size"] == "96"
-    assert (first.info.status, first.info.name, second.info.name) == ("FINISHED", "first", "second")
-    assert list(server.experiments) == ["coca"]
-
-
-def test_wandb_goes_on_in_the_same_run_and_repeats_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs: dict[str, SimpleNamespace] = {}
-
-    def init(**options: Any) -> SimpleNamespace:
-        assert options["resume"] == "allow"
-        run = runs.setdefault(options["id"], SimpleNamespace(rows=[], finished=0, options=options))
-        run.step = run.rows[-1][1] + 1 if run.rows else 0  # as wandb 0.31 counts
-        run.log = lambda values, step: run.rows.append((values, step))
-        run.finish = lambda: setattr(run, "finished", run.finished + 1)
-        return run
-
-    module(monkeypatch, "wandb", init=init)
-    track("wandb", tmp_path / "run", range(1, 5))
-    track("wandb", tmp_path / "run", range(3, 7))
-    (run,) = runs.values()
-    assert [step for _, step in run.rows] == [1, 2, 3, 4, 5, 6]
-    assert run.rows[0][0] == scalars(row(1))
-    assert (run.finished, run.options["name"], run.options["config"]["train"]["batch_size"]) == (2, "run", 96)
 
 
 @pytest.mark.parametrize(
@@ -193,24 +52,109 @@ def test_a_missing_package_is_told_with_what_to_install(
         pass
 
 
-def test_a_tracker_that_fails_says_so_once_and_ends_no_run(
+class Recorder:
+    """A tracker that keeps what it is given, and raises or waits where it is told to."""
+
+    def __init__(self, before_log: Callable[[int], object] = lambda step: None) -> None:
+        self.before_log = before_log
+        self.steps: list[int] = []
+        self.closed: list[bool] = []
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.before_log(row["step"])
+        self.steps.append(row["step"])
+
+    def close(self, failed: bool) -> None:
+        self.closed.append(failed)
+
+
+def use(monkeypatch: pytest.MonkeyPatch, **makers: Callable[[], Any]) -> None:
+    """Trackers by name, whose packages count as installed."""
+    monkeypatch.setattr(trackers_module, "check_trackers", lambda names: None)
+    monkeypatch.setattr(trackers_module, "make_tracker", lambda name, run, config: makers[name]())
+
+
+def refuse(until: int) -> Callable[..., None]:
+    """Raises as a client whose server is away, until it is called for the ``until``-th time."""
+    calls: list[Any] = []
+
+    def call(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) < until:
+            raise ConnectionError("refused")
+
+    return call
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_tracker_that_fails_says_so_once_and_is_tried_with_the_next_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    taken = []
-
-    def log(values: Any, step: int) -> None:
-        if step < 3:
-            raise ConnectionError("away")
-        taken.append(step)
-
-    run = SimpleNamespace(step=0, log=log, finish=lambda: None)
-    module(monkeypatch, "wandb", init=lambda **options: run)
-    with open_trackers(run_config(tmp_path / "run", "tensorboard", "wandb")) as report:
+    failing, sound = Recorder(before_log=refuse(until=3)), Recorder()
+    use(monkeypatch, wandb=lambda: failing, tensorboard=lambda: sound)
+    with open_trackers(run_config(tmp_path / "run", "wandb", "tensorboard")) as report:
         for step in (1, 2, 3):
             report(row(step))
-    assert taken == [3]
-    assert capsys.readouterr().err == "wandb did not take a row: ConnectionError: away\n"
-    assert len(as_tensorboard_shows(read_events(Store(tmp_path / "run")), "train/loss")) == 3
+    assert (failing.steps, sound.steps) == ([3], [1, 2, 3])
+    assert (failing.closed, sound.closed) == ([False], [False])
+    assert capsys.readouterr().err == "wandb did not take a row: ConnectionError: refused\n"
+
+
+def test_a_tracker_that_is_away_when_training_begins_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker, start = Recorder(), refuse(until=3)
+    use(monkeypatch, mlflow=lambda: start() or tracker)
+    with open_trackers(run_config(tmp_path / "run", "mlflow")) as report:
+        for step in (1, 2, 3):
+            report(row(step))
+    assert (tracker.steps, tracker.closed) == ([2, 3], [False])
+    assert capsys.readouterr().err.splitlines() == [
+        "mlflow could not be started: ConnectionError: refused",
+        "mlflow did not take a row: ConnectionError: refused",
+    ]
+
+
+def test_a_tracker_learns_whether_an_error_ended_the_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = Recorder()
+    use(monkeypatch, wandb=lambda: tracker)
+    with pytest.raises(ZeroDivisionError), open_trackers(run_config(tmp_path, "wandb")) as report:
+        report(row(1))
+        raise ZeroDivisionError
+    assert (tracker.steps, tracker.closed) == ([1], [True])
+
+
+def test_a_tracker_that_never_answers_holds_neither_a_step_nor_the_end_nor_another_tracker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def wait(step: int) -> None:
+        asked.set()
+        answer.wait(60)
+
+    stuck, sound = Recorder(before_log=wait), Recorder()
+    use(monkeypatch, mlflow=lambda: stuck, tensorboard=lambda: sound)
+    monkeypatch.setattr(trackers_module, "_WAITING_ROWS", 3)
+    began = time.monotonic()
+    with open_trackers(run_config(tmp_path / "run", "mlflow", "tensorboard", hang_timeout_s=0.5)) as report:
+        for step in range(1, 7):
+            report(row(step))
+            wait_until(lambda step=step: asked.is_set() and sound.steps[-1:] == [step])
+    assert time.monotonic() - began < 20
+    assert capsys.readouterr().err.splitlines() == [
+        "mlflow is slow: more than 3 rows wait: the oldest are left out",
+        "mlflow does not answer: ending without it, 3 rows wait",
+    ]
+    answer.set()  # once it does, what waited is logged: the first, then the newest three
+    wait_until(lambda: bool(stuck.closed))
+    assert (stuck.steps, sound.steps) == ([1, 4, 5, 6], [1, 2, 3, 4, 5, 6])
 
 
 def test_outside_ray_no_gauge_is_set_and_ray_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,12 @@ from coca.errors import BadInput, RunFailed
 from coca.feeds import open_feed
 from coca.mixture import Mixture, Source
 from coca.run_folder import RunFolder
+from coca.s3 import StoreFailed
 from coca.same_run import fit_to_tokenizer
 from coca.train import train
 from coca.train_config import FeedConfig, TrainConfig
 from coca.withdrawn import WITHDRAWN, append_withdrawn
+from jobs import run_lease
 from jobs.cluster import ClusterInfo
 from jobs.config import DataConfig, TrainRunConfig, WorkersConfig
 from jobs.train import open_dataset, plan_training, run_training
@@ -61,9 +63,15 @@ def test_two_workers_train_and_a_second_call_finds_it_done(
         run_training(config, must_be_new=True)
 
 
-@pytest.mark.ray
+@pytest.fixture
+def four_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a cluster were there."""
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+
+
+@pytest.mark.usefixtures("four_cpus")
 def test_what_the_cluster_has_no_room_for_is_refused_before_a_worker_starts(
-    ray_cluster: ClusterInfo, tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig
+    tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig
 ) -> None:
     dataset = make_dataset()
 
@@ -74,7 +82,7 @@ def test_what_the_cluster_has_no_room_for_is_refused_before_a_worker_starts(
         run_training(config(count=4, cpus=2))
     with pytest.raises(BadInput, match="2 workers of 3 CPUs need 6, the cluster has 4"):
         run_training(config(count=4, least=2, cpus=3))
-    with pytest.raises(BadInput, match=r"2 workers need a GPU each, the cluster has 0. Use fewer --workers, or set"):
+    with pytest.raises(BadInput, match=r"2 workers need a GPU each, the cluster has 0. Use fewer --workers, wait"):
         run_training(config(count=2, use_gpu=True))
     assert not (tmp_path / "never").exists()
 
@@ -102,6 +110,8 @@ def test_what_does_not_fit_is_refused_before_ray_starts(
             config.model_copy(update={"workers": WorkersConfig(), "held_out": "no_such_file.parquet"}),
             start_ray=no_ray,
         )
+    with pytest.raises(BadInput, match="keep_best = los is no measure"):
+        run_training(run_config(dataset, tmp_path / "never", tiny_train.model_copy(update={"keep_best": "los"})))
     assert not (tmp_path / "never").exists()
 
 
@@ -182,39 +192,87 @@ def test_what_stops_a_resumed_run_is_seen_before_ray_starts(begun: TrainRunConfi
         run_training(begun.model_copy(update={"train": other_seed}), start_ray=no_ray)
 
 
-def test_a_run_that_fails_says_from_where_the_same_command_goes_on(
+def outcome(monkeypatch: pytest.MonkeyPatch, ends: Exception | dict[str, Any]) -> None:
+    """Let the driver's loop end so."""
+
+    def run(self: object) -> dict[str, Any]:
+        if isinstance(ends, Exception):
+            raise ends
+        return ends
+
+    monkeypatch.setattr("jobs.elastic.Driver.run", run)
+
+
+@pytest.mark.usefixtures("four_cpus")
+def test_a_run_that_fails_says_from_where_the_same_command_goes_on_where_that_helps(
     begun: TrainRunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs import elastic
-    from jobs import train as driver
-
-    def no_space(self: object) -> None:
-        raise RunFailed("no space is left")
-
-    monkeypatch.setattr(elastic.Driver, "run", no_space)
-    monkeypatch.setattr(driver, "_check_cluster", lambda workers: workers)
+    outcome(monkeypatch, RunFailed("no space is left"))
     with pytest.raises(RunFailed, match=r"^no space is left. The same command goes on from step 4\.$"):
+        run_training(begun, show_progress=False)
+    assert "<html" in (Path(begun.out) / "report.html").read_text()  # it shows what went wrong
+    bad = RunFailed("sample 7 does not decode")
+    bad.repeat_helps = False
+    outcome(monkeypatch, bad)
+    with pytest.raises(RunFailed, match=r"^sample 7 does not decode\.$"):
         run_training(begun, show_progress=False)
 
 
-@pytest.mark.ray
-def test_a_dry_run_checks_as_a_run_does_and_writes_nothing(
-    ray_cluster: ClusterInfo, tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig
+@pytest.mark.usefixtures("four_cpus")
+@pytest.mark.parametrize("error", [BadInput("goodput.json is damaged"), KeyError("loss"), OSError("away")])
+def test_a_report_that_cannot_be_written_makes_no_failure_of_a_training(
+    begun: TrainRunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
+    def write_train_report(run: RunFolder) -> str:
+        raise error
+
+    monkeypatch.setattr("jobs.train_report.write_train_report", write_train_report)
+    outcome(monkeypatch, {"steps": 6})
+    assert run_training(begun, show_progress=False)["report"] is None
+    assert f"no report.html: {type(error).__name__}" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("four_cpus")
+def test_two_commands_do_not_work_on_one_run(begun: TrainRunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lease, "TTL_S", 0.6)
+    before = (Path(begun.out) / "checkpoints").stat().st_mtime_ns
+    with (
+        run_lease.hold_run(RunFolder(begun.out).store),
+        pytest.raises(BadInput, match="is being written by `coca train`"),
+    ):
+        run_training(begun, show_progress=False)
+    assert not (Path(begun.out) / "config.yaml").exists()
+    assert (Path(begun.out) / "checkpoints").stat().st_mtime_ns == before
+
+
+def test_a_dry_run_checks_as_a_run_does_and_writes_nothing(
+    tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig
+) -> None:
+    cluster: Any = [{"CPU": 4.0}]  # its nodes
     config = run_config(make_dataset(), tmp_path / "never", tiny_train, count=2)
-    planned = plan_training(config, lambda: ray_cluster)
-    assert planned["steps"] == 6
+    assert plan_training(config, lambda: cluster)["steps"] == 6
     with pytest.raises(BadInput, match=r"3 workers do not divide lanes = 4"):
-        plan_training(config.model_copy(update={"workers": WorkersConfig(count=3)}), lambda: ray_cluster)
+        plan_training(config.model_copy(update={"workers": WorkersConfig(count=3)}), lambda: cluster)
     assert not (tmp_path / "never").exists()
 
 
-@pytest.mark.ray
+def test_a_dry_run_knows_where_a_run_goes_on(begun: TrainRunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("jobs.train_plan.plan", lambda *arguments, **options: given | options)
+    cluster: Any = [{"CPU": 4.0}]  # its nodes
+    assert plan_training(begun, lambda: cluster) == {"resumed_from": 4}
+    (Path(begun.out) / "config.yaml").touch()
+    with pytest.raises(BadInput, match="holds a run already"):
+        plan_training(begun, lambda: cluster, must_be_new=True)
+
+
+@pytest.mark.usefixtures("four_cpus")
 def test_a_run_without_checkpoint_takes_the_config_it_is_started_with(
-    ray_cluster: ClusterInfo, tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_dataset: MakeDataset, tiny_train: TrainConfig
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").write_text("train:\n  steps: 99\n")  # killed before its first checkpoint
+    outcome(monkeypatch, {"steps": 1})
     run_training(run_config(make_dataset(), tmp_path / "run", tiny_train.model_copy(update={"steps": 1})))
     assert "steps: 1\n" in (tmp_path / "run/config.yaml").read_text()
 
@@ -246,6 +304,28 @@ def test_progress_counts_from_the_first_step_that_is_seen(tmp_path: Path, capsys
     with _follow(run, steps=20, start=16, show=True):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_progress_outlives_a_storage_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jobs import train as driver
+
+    row = {"step": 8, "contrastive_loss": 1.5, "captioning_loss": 2.25, "loss": 6.0, "samples_per_s": 10.0}
+    answers: list[Any] = [StoreFailed("away"), OSError("away"), row]
+
+    def last_metrics(self: RunFolder) -> dict[str, Any]:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return dict(answer)
+
+    monkeypatch.setattr(driver, "_POLL_S", 0.01)
+    monkeypatch.setattr(RunFolder, "last_metrics", last_metrics)
+    with driver._follow(RunFolder(tmp_path), steps=20, start=4, show=True):
+        time.sleep(0.3)
+        assert answers == [row]
+    assert "train: 8/20 steps" in capsys.readouterr().err
 
 
 def test_the_progress_note_tells_losses_rate_and_the_wait_for_data() -> None:

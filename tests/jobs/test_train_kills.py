@@ -1,6 +1,8 @@
 """SIGKILL to the driver, a worker, during a save: the run has the numbers of one that was never disturbed."""
 
+import itertools
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +25,8 @@ from tests.jobs.train_killing import (
     weights,
 )
 
-STEPS, KILLS = 40, 20
+STEPS, KILLS, TRIES = 40, 20, 3
+LEAST = Counter(save=5, driver=5, worker=5)
 ROUNDS = [
     ["worker", "save", "driver", "worker"],
     ["save", "driver", "save"],
@@ -75,8 +78,13 @@ def disturb(config: TrainRunConfig, folder: Path, cluster: ClusterInfo, targets:
 def test_a_run_that_was_killed_and_stopped_has_the_numbers_of_one_that_was_not(
     ray_cluster: ClusterInfo, tmp_path: Path, straight: TrainRunConfig
 ) -> None:
-    chaos = disturb(straight, tmp_path, ray_cluster, ["save", "stop", "driver"], seed=1)
-    assert chaos.kills == {"save": 1, "stop": 1, "driver": 1}
+    kills: Counter[str] = Counter()
+    for number in range(TRIES):  # where a run was faster than we are with our kills, another one
+        config = straight.model_copy(update={"out": str(tmp_path / f"run-{number}")})
+        kills += disturb(config, tmp_path, ray_cluster, ["save", "stop", "driver"], seed=number).kills
+        if kills >= Counter(["save", "stop", "driver"]):
+            break
+    assert kills >= Counter(["save", "stop", "driver"])
 
 
 @pytest.mark.soak
@@ -85,11 +93,14 @@ def test_a_run_that_was_killed_and_stopped_has_the_numbers_of_one_that_was_not(
 def test_twenty_kills(
     ray_cluster: ClusterInfo, tmp_path: Path, straight: TrainRunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    total = 0
-    for number, targets in enumerate(ROUNDS):
+    kills: Counter[str] = Counter()
+    for number, targets in enumerate(itertools.islice(itertools.cycle(ROUNDS), 2 * len(ROUNDS))):
         config = straight.model_copy(update={"out": str(tmp_path / f"run-{number}")})
         chaos = disturb(config, tmp_path, ray_cluster, targets, seed=number)
-        total += chaos.kills.total()
+        kills += chaos.kills
         with capsys.disabled():
             print(f"\nround {number}: {dict(chaos.kills)}", end=" ")
-    assert total >= KILLS
+        if kills.total() >= KILLS and kills >= LEAST:
+            break
+    assert kills.total() >= KILLS
+    assert kills >= LEAST

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,12 +28,13 @@ from coca.train_config import (
     ResolutionPhase,
     TrainConfig,
 )
-from jobs import train_plan
+from jobs import train_speed
 from jobs.config import DataConfig, TrainRunConfig
-from jobs.train_plan import UTILISATION, Stretch, plan, print_plan, stretches
+from jobs.train_plan import plan, print_plan
+from jobs.train_speed import UTILISATION, Stretch, stretches
 
 MakeDataset = Callable[..., Dataset]
-GPUS = {"CPU": 64.0, "GPU": 8.0, "accelerator_type:H100": 1.0}
+GPUS = [{"CPU": 64.0, "GPU": 8.0, "accelerator_type:H100": 1.0}]
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def run_config(train: TrainConfig, workers: dict[str, Any] | None = None, **chan
 
 @pytest.fixture(autouse=True)
 def rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_plan, "measure_matrix_rate", lambda device, precision: 1e9)
+    monkeypatch.setattr(train_speed, "measure_matrix_rate", lambda device, precision: 1e9)
 
 
 def changed(config: TrainConfig, **values: Any) -> TrainConfig:
@@ -86,11 +88,12 @@ def test_operations_follow_picture_sizes_and_dropped_patches(mixture: Mixture, t
 
 
 def test_hours_say_what_they_rest_on(mixture: Mixture, tiny_train: TrainConfig) -> None:
-    found = plan(run_config(tiny_train, {"count": 2, "threads": 3}), mixture, {"CPU": 2.0})
+    found = plan(run_config(tiny_train, {"count": 2, "threads": 3}), mixture, [{"CPU": 2.0}])
     assert found["hours"] == pytest.approx(found["flops"] / (2 * 1e9 * UTILISATION) / 3600)
+    assert found["stretches"][0]["samples_per_s"] == pytest.approx(48 / found["hours"] / 3600)
     assert found["hours_assume"].endswith("TFLOP/s, a matrix product measured on this machine with 3 threads")
     gpus = run_config(changed(tiny_train, precision="bfloat16"), {"count": 4})
-    found = plan(gpus, mixture, GPUS | {"accelerator_type:A100": 1.0})
+    found = plan(gpus, mixture, [*GPUS, {"GPU": 8.0, "accelerator_type:A100": 1.0}])
     assert found["hours"] == pytest.approx(found["flops"] / (4 * 312e12 * UTILISATION) / 3600)
     assert found["hours_assume"] == "4 workers at 40% of 312 TFLOP/s, the data sheet of A100"
 
@@ -99,26 +102,70 @@ def test_of_gpus_that_nobody_knows_no_hours_are_told(
     mixture: Mixture, tiny_train: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    found = plan(run_config(tiny_train), mixture, {"CPU": 8.0, "GPU": 1.0, "accelerator_type:X9": 1.0})
-    assert found["hours"] is None
+    found = plan(run_config(tiny_train), mixture, [{"CPU": 8.0, "GPU": 1.0, "accelerator_type:X9": 1.0}])
+    assert found["hours"] is found["stretches"][0]["samples_per_s"] is None
     assert "the cluster's GPUs (X9) are not in" in found["hours_assume"]
+
+
+def test_a_run_that_goes_on_is_told_the_hours_that_are_left(
+    mixture: Mixture, tiny_train: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = run_config(changed(tiny_train, steps=20, resolutions=[ResolutionPhase(from_step=10, image_size=32)]))
+    whole, rest = plan(config, mixture, None), plan(config, mixture, None, resumed_from=14)
+    small, large = (part["flops_per_sample"] for part in whole["stretches"])
+    assert whole["hours"] / rest["hours"] == pytest.approx((10 * small + 10 * large) / (6 * large))
+    assert (whole["resumed_from"], whole["steps_left"], rest["steps_left"]) == (None, 20, 6)
+    assert (whole["steps"], whole["flops"]) == (rest["steps"], rest["flops"])
+    assert plan(config, mixture, None, resumed_from=20)["hours"] == 0
+    print_plan(rest)
+    told = capsys.readouterr().out
+    assert "20 of 8 samples: 160; goes on from step 14\n" in told
+    assert " for the 6 steps left: 1 worker at 40%" in told
 
 
 def test_resources_that_ray_is_asked_for(mixture: Mixture, tiny_train: TrainConfig) -> None:
     config = run_config(tiny_train, {"count": 4, "least": 2, "cpus": 2.0})
-    asked = plan(config, mixture, {"CPU": 4.0})["ray"]
+    asked = plan(config, mixture, [{"CPU": 4.0}])["ray"]
     assert asked == {
         "workers": 4,
         "least_workers": 2,
         "per_worker": {"CPU": 2.0},
         "total": {"CPU": 8.0},
         "cluster": {"CPU": 4.0, "GPU": 0.0},
+        "places": 2,
         "fits": True,
     }
-    assert not plan(config, mixture, {"CPU": 3.0})["ray"]["fits"]
-    assert plan(config, mixture, GPUS)["ray"]["total"] == {"CPU": 8.0, "GPU": 4.0}
+    split = plan(config, mixture, [{"CPU": 3.0}, {"CPU": 1.0}])["ray"]
+    assert (split["cluster"]["CPU"], split["places"], split["fits"]) == (4.0, 1, False)
     unknown = plan(config, mixture, None)["ray"]
-    assert (unknown["cluster"], unknown["fits"]) == (None, None)
+    assert (unknown["cluster"], unknown["places"], unknown["fits"]) == (None, None, None)
+
+
+def test_gpus_are_used_wherever_there_are_any(mixture: Mixture, tiny_train: TrainConfig) -> None:
+    config = run_config(tiny_train, {"count": 4, "cpus": 2.0})
+    asked = plan(config, mixture, GPUS)["ray"]
+    assert (asked["total"], asked["fits"]) == ({"CPU": 8.0, "GPU": 4.0}, True)
+    few = plan(config, mixture, [{"CPU": 64.0}, {"CPU": 64.0, "GPU": 2.0}])["ray"]
+    assert (few["total"]["GPU"], few["places"], few["fits"]) == (4.0, 2, False)
+
+
+def test_an_elastic_run_is_reckoned_with_numbers_of_workers_that_it_can_have(
+    mixture: Mixture, tiny_train: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = changed(tiny_train, batch_size=24, lanes=12)
+    found = plan(run_config(train, {"count": 7, "least": 2}), mixture, None)
+    assert (found["ray"]["workers"], found["ray"]["least_workers"]) == (6, 2)
+    assert found["ray"]["total"] == {"CPU": 6.0}
+    assert found["hours"] == pytest.approx(found["flops"] / (6 * 1e9 * UTILISATION) / 3600)
+    many, few = found["memory_per_worker"], found["memory_per_worker_of_least"]
+    assert few["activations"] == 3 * many["activations"]
+    print_plan(found)
+    told = capsys.readouterr().out
+    assert "a worker of 6: weights" in told
+    assert "a worker of 2: weights" in told
+    sharded = changed(train, parallel=ParallelConfig(kind="fsdp", shard_workers=4))
+    found = plan(run_config(sharded, {"count": 7, "least": 2}), mixture, None)
+    assert (found["ray"]["workers"], found["ray"]["least_workers"]) == (4, 4)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
@@ -158,7 +205,7 @@ def test_workers_share_the_batch_and_with_fsdp_the_state(mixture: Mixture, tiny_
         < kept(ParallelConfig(kind="fsdp", reshard_after_forward=False))["weights"]
     )
     assert kept(ParallelConfig(kind="fsdp", shard_workers=2))["optimizer"] == alone["optimizer"] // 2
-    with pytest.raises(BadInput, match=r"shard_workers = 3 does not divide the 4 workers"):
+    with pytest.raises(BadInput, match=r"shard_workers = 3 divides none of .*: \[4\]"):
         kept(ParallelConfig(kind="fsdp", shard_workers=3))
 
 
@@ -183,14 +230,15 @@ def test_it_is_plain_and_told_to_people(
     mixture: Mixture, tiny_train: TrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     threads = torch.get_num_threads()
-    found = plan(run_config(tiny_train, {"count": 2, "cpus": 4, "least": 1}), mixture, {"CPU": 1.0})
+    found = plan(run_config(tiny_train, {"count": 2, "cpus": 4, "least": 1}), mixture, [{"CPU": 1.0}, {"CPU": 3.0}])
     assert torch.get_num_threads() == threads
     assert json.loads(json.dumps(found)) == found
     print_plan(found)
     told = capsys.readouterr().out
     assert "6 of 8 samples: 48" in told
     assert "first version 1, 24 samples: 1.50 passes, 75.0% of each batch (75.0% wanted), 3 lanes" in told
-    assert "2 workers, 1 at least: 8 CPU; the cluster has 1 CPU: NOT ENOUGH" in told
-    assert "from step 0: pictures of 16 pixels" in told
+    assert "2 workers, 1 at least: 8 CPU; the cluster has 4 CPU, places for 0 of them on its nodes: NOT ENOUGH" in told
+    assert re.search(r"from step 0: pictures of 16 pixels, [\d.]+ GFLOP a sample, [\d,.]+ samples/s\n", told)
+    assert "goes on" not in told
     print_plan(found | {"hours": 100.8})
     assert "\ntime          4.2 days: 2 workers at 40% of 0.001 TFLOP/s" in capsys.readouterr().out

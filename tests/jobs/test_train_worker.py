@@ -11,8 +11,10 @@ from coca.dataset import Dataset
 from coca.mixture import Mixture, Source
 from coca.mock_feed import MockFeed
 from coca.train_config import FeedConfig, TrainConfig
+from jobs import train_worker
 from jobs.config import DataConfig, TrainRunConfig
-from jobs.train_worker import feed_of, on_all_ranks, open_held_out, reporting
+from jobs.stop_signal import StopSignal
+from jobs.train_worker import feed_of, hearing, on_all_ranks, open_held_out, reporting
 from tests.coca.rank_processes import run_phases
 
 
@@ -38,6 +40,30 @@ def test_alone_a_worker_asks_nobody() -> None:
     assert not should_stop()
     heard[0] = True
     assert should_stop()
+
+
+def test_rank_0_alone_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    listening: list[StopSignal] = []
+
+    class Ear:
+        def __init__(self, signal: StopSignal) -> None:
+            listening.append(signal)
+
+        def __enter__(self) -> "Ear":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def heard(self) -> bool:
+            return True
+
+    monkeypatch.setattr(train_worker, "Listener", Ear)
+    monkeypatch.setattr("coca.distributed.rank", lambda: 3)
+    with hearing(StopSignal("key")) as heard:
+        assert (heard(), listening) == (False, [])
+    monkeypatch.setattr("coca.distributed.rank", lambda: 0)
+    with hearing(StopSignal("key")) as heard:
+        assert (heard(), listening) == (True, [StopSignal("key")])
 
 
 @pytest.fixture

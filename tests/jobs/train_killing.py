@@ -21,6 +21,7 @@ from jobs.config import TrainRunConfig
 
 ROOT = Path(__file__).parents[2]
 LOADED_MACHINE_S = 400
+SAVE_TRIES = 5
 FIELDS = ("step", "samples_seen", "batch_digest", "loss", "contrastive_loss", "captioning_loss", "learning_rate")
 FIELDS += ("grad_norm", "temperature", "skipped_steps")
 
@@ -46,7 +47,7 @@ class TrainCommand:
     def finish(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
         """What the command says at its end, which must be a good one."""
         stdout, _ = process.communicate(timeout=LOADED_MACHINE_S)
-        assert process.returncode == 0, self.log()
+        assert process.returncode == (143 if '"stopped": "SIGTERM"' in stdout else 0), self.log()
         result: dict[str, Any] = json.loads(stdout.strip().splitlines()[-1])
         return result
 
@@ -70,17 +71,16 @@ def weights(run: RunFolder) -> dict[str, torch.Tensor]:
 
 def orphans(run: RunFolder) -> list[str]:
     """Checkpoint folders without a manifest, and files that were being written."""
-    folders = [name for name in run.store.list("checkpoints") if checkpoint_step(name) is not None]
-    unfinished = [name for name in folders if not run.store.exists(f"checkpoints/{name}/manifest.json")]
-    return unfinished + [str(path) for path in run.path.rglob(".*.tmp")]
+    return sorted(unfinished(run)) + [str(path) for path in run.path.rglob(".*.tmp")]
 
 
-def is_saving(run: RunFolder) -> bool:
-    """A checkpoint folder is there and its manifest is not."""
+def unfinished(run: RunFolder) -> set[str]:
+    """Checkpoint folders that have no manifest."""
     folder = run.path / "checkpoints"
     if not folder.is_dir():
-        return False
-    return any(not (each / "manifest.json").exists() for each in folder.iterdir() if checkpoint_step(each.name))
+        return set()
+    names = {name for name in os.listdir(folder) if checkpoint_step(name) is not None}
+    return {name for name in names if not (folder / name / "manifest.json").exists()} & set(os.listdir(folder))
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,10 @@ def wait_until(moment: Callable[[], Any], process: "subprocess.Popen[str] | None
 
 @dataclass
 class TrainChaos:
-    """Kills at moments drawn by a seed, counted by target: ``driver``, ``worker`` (any of them), ``save`` (a worker,
-    while a checkpoint is being written), and ``stop``, which asks the driver to end."""
+    """Kills at moments drawn by a seed, counted by what they were: ``driver``, ``worker`` (any of them), ``save`` (a
+    worker, and the checkpoint that was being written has not become whole), and ``stop``, which asks the driver to end.
+
+    What a run that ends too early for a kill leaves out is not counted."""
 
     command: TrainCommand
     workers: Workers
@@ -161,24 +163,76 @@ class TrainChaos:
             process.kill()
 
     def _kill(self, target: str, process: "subprocess.Popen[str]") -> None:
-        if target == "save" and not wait_until(lambda: is_saving(self.command.run), process):
-            return
+        if target == "save":
+            return self._kill_in_save(process)
         time.sleep(self.random.uniform(0.0, 0.02))
+        if target == "worker":
+            return self._kill_worker(process)
         self.seen |= self.workers.with_children()
         if target == "driver":
             process.send_signal(signal.SIGKILL)
             process.communicate()
             self.kills[target] += process.returncode == -signal.SIGKILL
-        elif target == "stop":
+        else:
             process.send_signal(signal.SIGTERM)
             result = self.command.finish(process)
             self.kills[target] += result["stopped"] == "SIGTERM" and self.command.run.latest_step() == result["steps"]
-        elif pids := self.workers.pids():
-            try:
-                os.kill(self.random.choice(pids), signal.SIGKILL)
-                self.kills[target] += 1
-            except ProcessLookupError:
+
+    def _kill_worker(self, process: "subprocess.Popen[str]") -> None:
+        killed = False
+        while not killed and wait_until(self.workers.pids, process):
+            self.seen |= self.workers.with_children()
+            killed = self._kill_one_of(self.workers.pids())
+        self.kills["worker"] += killed
+
+    def _kill_in_save(self, process: "subprocess.Popen[str]") -> None:
+        """One that came too late, when the checkpoint was whole, was one of any worker: again at the next save."""
+        for _ in range(SAVE_TRIES):
+            watch = _SaveWatch(self.command.run, self.workers)
+            if not wait_until(watch.has_begun, process):
                 return
+            if not self._kill_one_of(watch.pids):
+                continue
+            self.seen |= watch.with_children
+            # The others end with it; only then is it certain that nobody completes the checkpoint.
+            wait_until(lambda pids=set(watch.pids): not alive(pids))
+            if not watch.is_whole():
+                self.kills["save"] += 1
+                return
+            self.kills["worker"] += 1
+
+    def _kill_one_of(self, pids: list[int]) -> bool:
+        """Whether it was still there to be killed."""
+        try:
+            os.kill(self.random.choice(pids), signal.SIGKILL)
+        except (IndexError, ProcessLookupError):
+            return False
+        return True
+
+
+class _SaveWatch:
+    """Waits for a save to begin while it knows whom to kill: a save can be shorter than looking through all processes.
+
+    A folder that an earlier kill left without its manifest is no save, until it has gone and comes again.
+    """
+
+    def __init__(self, run: RunFolder, workers: Workers) -> None:
+        self._run, self._workers, self._left, self._begun = run, workers, unfinished(run), ""
+        self.pids: list[int] = []
+        self.with_children: set[int] = set()
+        self._look_again_at = 0.0
+
+    def has_begun(self) -> bool:
+        if time.monotonic() >= self._look_again_at:
+            self.pids, self.with_children = self._workers.pids(), self._workers.with_children()
+            self._look_again_at = time.monotonic() + 0.5
+        now = unfinished(self._run)
+        self._left &= now
+        self._begun = next(iter(now - self._left), "")
+        return bool(self._begun and self.pids)
+
+    def is_whole(self) -> bool:
+        return (self._run.path / "checkpoints" / self._begun / "manifest.json").exists()
 
 
 def assert_nothing_is_left(run: RunFolder, chaos: TrainChaos, shared_memory_before: set[str]) -> None:

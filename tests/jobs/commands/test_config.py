@@ -21,7 +21,7 @@ def test_show_resolves_recipe_then_file_then_set(tmp_path):
     shown = yaml.safe_load(result.stdout)
     assert (shown["train"]["steps"], shown["train"]["batch_size"]) == (7, 24)
     assert shown["train"]["model"]["vision"]["image_size"] == 48  # the recipe's
-    assert shown["data"] == "<data>"
+    assert shown["data"] == [{"uri": "<uri>", "version": None, "weight": 1.0}]
 
 
 @pytest.mark.parametrize("kind", KINDS)
