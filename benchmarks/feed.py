@@ -6,7 +6,8 @@ own, in turns, every second round in reverse order. Prints one JSON row for each
 bar it is held to:
 
   samples a second after warm-up (the first fifth), and seconds to the first batch, against
-    bare  the same function alone, from memory, pixels thrown away: in threads or in processes, whichever is faster
+    bare  the same function alone, of half the pictures, from memory, pixels thrown away: in threads or in processes,
+        whichever is faster
     ray.data  read_parquet, map_batches, iter_torch_batches
     webdataset  tar shards, DataLoader of torch with a worker for each CPU
   seconds to the first batch of a run that starts at nine tenths of the samples, against one that starts at 0
@@ -67,8 +68,8 @@ def speed_rows(work: Path, arguments: argparse.Namespace) -> Iterator[dict[str, 
     sides: dict[str, tuple[Any, ...]] = {
         "threads": ("ours", work, arguments.samples, "threads"),
         "processes": ("ours", work, arguments.samples, "processes"),
-        "bare_threads": ("bare_threads", work, arguments.samples),
-        "bare_processes": ("bare_processes", work, arguments.samples),
+        "bare_threads": ("bare_threads", work, arguments.samples // 2),
+        "bare_processes": ("bare_processes", work, arguments.samples // 2),
         "ray.data": ("ray_data", work, arguments.samples),
         "webdataset": ("webdataset", work, arguments.samples, packages),
     }
@@ -108,11 +109,12 @@ def speed_row(
 
 def restart_row(work: Path, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     late = arguments.samples * 9 // 10
+    starts = ([0, late, late, 0] * RESTARTS)[: 2 * RESTARTS]  # pairs, every second one in reverse order
+    seconds = run_alone("first_batches_s", work, starts)
     pairs = []
-    for number in range(RESTARTS):
-        starts = (0, late) if number % 2 == 0 else (late, 0)
-        seconds = {start: run_alone("first_batch_s", work, start) for start in starts}
-        pairs.append((seconds[0], seconds[late]))
+    for first in range(0, len(starts), 2):
+        pair = dict(zip(starts[first : first + 2], seconds[first : first + 2], strict=True))
+        pairs.append((pair[0], pair[late]))
     yield {
         "benchmark": f"first batch of a run at sample {late:,} against a fresh one",
         "fresh_s": round(statistics.median(fresh for fresh, _ in pairs), 3),

@@ -128,7 +128,7 @@ def train(
                     if skipped > config.optimizer.max_skipped_steps:
                         with autocast():
                             bad = nonfinite_samples(objective, images_BCHW, tokens_BT, batch.sample_ids)
-                        raise RunFailed(_describe_skipped(position + 1, skipped, side.gather(bad)))
+                        raise _too_many_skipped(position + 1, skipped, side.gather(bad))
                 position += 1
                 meter.step(batch)
                 beat()
@@ -221,14 +221,16 @@ def _numbers(
     }
 
 
-def _describe_skipped(step: int, skipped: int, bad_by_rank: list[list[str]]) -> str:
+def _too_many_skipped(step: int, skipped: int, bad_by_rank: list[list[str]]) -> RunFailed:
     bad = [sample_id for ids in bad_by_rank for sample_id in ids]
     shown = ", ".join(bad[:8]) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
-    return (
+    failure = RunFailed(
         f"step {step}: the gradients are no finite numbers, in {skipped} steps so far; "
         + (f"of this batch, the samples {shown} make them so. " if bad else "no sample of this batch does it alone. ")
         + "Withdraw the samples, allow more with optimizer.max_skipped_steps, or begin a new run with a lower rate"
     )
+    failure.repeat_helps = False
+    return failure
 
 
 def _weights_for_use(model: CoCa, ema: Ema | None) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ class WorkersConfig(Config):
     threads: Positive = 1
     """Threads each worker computes with on a CPU."""
     use_gpu: bool | None = None
-    """One GPU for each worker; by default wherever the cluster has enough."""
+    """One GPU for each worker; by default wherever the cluster has any, or the run began on GPUs."""
     max_failures: Annotated[int, Field(ge=0)] = 10
     """Failures in a row, without a new checkpoint between them, after which a run fails."""
     hang_timeout_s: PositiveFloat = 600.0

@@ -18,7 +18,7 @@ from jobs.control_plane import say
 from jobs.elastic import Driver, world_sizes
 from jobs.run_lease import TakenOver, hold_run
 from jobs.stop_signal import Interrupts
-from jobs.train_checks import check_cluster, check_measures
+from jobs.train_checks import check_cluster, check_measures, check_source
 
 if TYPE_CHECKING:
     from coca.mixture import Mixture
@@ -96,6 +96,7 @@ def check(config: TrainRunConfig, run: RunFolder, *, must_be_new: bool = False) 
         raise BadInput(f"{run.uri} holds a run already", "Drop --must-be-new to go on with it, or give another --out")
     check_trackers(config.trackers)
     check_measures(config)
+    check_source(config, run)
     saved = read_fixed(run)
     mixture = open_mixture(config.data, saved)
     check_fit(config.train, config.workers, mixture)
@@ -180,7 +181,7 @@ def _train(
 
     def start(world_size: int) -> Attempt:
         note_launch(run.store)
-        attempt = Attempt(config, mixture, world_size)
+        attempt = Attempt(config, without_withdrawn(config, mixture), world_size)
         attempt.start()
         return attempt
 
@@ -190,6 +191,13 @@ def _train(
         raise
     except RunFailed as failed:
         raise _explained(failed, run) from None
+
+
+def without_withdrawn(config: TrainRunConfig, mixture: "Mixture") -> "Mixture":
+    """The data in the order that the run began with, without what is withdrawn by now."""
+    with contextlib.suppress(OSError):  # the list as it was, where the storage is away for a moment
+        return open_mixture(config.data, mixture.identity())
+    return mixture
 
 
 def _explained(failed: RunFailed, run: RunFolder) -> RunFailed:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import yaml
 
@@ -62,6 +63,16 @@ def _meets(every: int, train: TrainConfig) -> bool:
     return every > 0 and math.lcm(every, train.checkpoint_every) <= train.steps
 
 
+def check_source(config: TrainRunConfig, run: RunFolder) -> None:
+    """Raises BadInput where a run on real samples would go on with made-up or recorded ones, or the other way."""
+    begun = _begun(run, "feed").get("source", "dataset")
+    if run.exists and begun != config.feed.source:
+        raise BadInput(
+            f"{run.uri} was started with feed.source = {begun}, now it is {config.feed.source}",
+            "Give the old value to go on, or another --out: what is trained on other batches is another model",
+        )
+
+
 def check_cluster(config: TrainRunConfig, run: RunFolder, resources: Mapping[str, float]) -> WorkersConfig:
     """The workers' settings with ``use_gpu`` decided: GPUs wherever the cluster has any, or the run began on them.
 
@@ -110,9 +121,14 @@ def _check_decoders(config: TrainRunConfig, cpus: float) -> None:
 
 
 def _began_on_gpus(run: RunFolder) -> bool:
+    return _begun(run, "workers").get("use_gpu") is True
+
+
+def _begun(run: RunFolder, section: str) -> dict[str, Any]:
+    """A section of the config that the run was last started with; empty where there is none."""
     try:
-        begun = yaml.safe_load(run.store.read("config.yaml"))
+        values = yaml.safe_load(run.store.read("config.yaml"))
     except (FileNotFoundError, yaml.YAMLError):
-        return False
-    workers = begun.get("workers") if isinstance(begun, dict) else None
-    return isinstance(workers, dict) and workers.get("use_gpu") is True
+        return {}
+    found = values.get(section) if isinstance(values, dict) else None
+    return found if isinstance(found, dict) else {}

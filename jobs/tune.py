@@ -15,6 +15,7 @@ from coca.storage import Store, open_file
 from coca.train_config import LossConfig
 from jobs.config import DataConfig, TrainRunConfig, TuneConfig
 from jobs.train import check_fit, open_mixture, run_training
+from jobs.train_checks import check_measures
 
 RESULT, STUDY = "trial.json", "study.json"
 TRIAL_CPUS = 0.5  # of the process that waits for a trial's workers and then evaluates
@@ -43,6 +44,7 @@ def run_tuning(config: TuneConfig, *, start_ray: Callable[[], object] | None = N
     mixture = open_mixture((DataConfig(uri=config.data),), {"data.0.version": begun.get("version")})
     dataset = mixture.sources[0].dataset
     check_fit(config.train, config.workers, mixture)
+    check_measures(TrainRunConfig(data=(DataConfig(uri=config.data),), out=config.out, train=config.train))
     config = config.model_copy(
         update={
             "data": dataset.store.uri,

@@ -43,6 +43,12 @@ def ours(work: Path, samples: int, decode: str) -> Timing:
     return found
 
 
+def first_batches_s(work: Path, starts: list[int]) -> list[float]:
+    """`first_batch_s` of each, after one that is thrown away: what Python imports late counts for none."""
+    first_batch_s(work, 0)
+    return [first_batch_s(work, start) for start in starts]
+
+
 def first_batch_s(work: Path, start: int) -> float:
     """From opening the dataset to the first batch of a run that stands at sample ``start``."""
     from coca.feed import Feed
@@ -83,13 +89,16 @@ def our_config(batch_size: int) -> TrainConfig:
 
 
 def ray_data(work: Path, samples: int) -> Timing:
-    """`iter_torch_batches` of Ray Data, decoding in `map_batches` tasks, on as many CPUs as there are."""
+    """`iter_torch_batches` of Ray Data, decoding in `map_batches` tasks, on as many CPUs as there are.
+
+    Its blocks are of about one batch: with its default, 128 MiB, the first batch comes late, and then many at once."""
     os.environ |= {"RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     import ray
     import torch  # noqa: F401  as all have it imported before they begin
 
     ray.init(num_cpus=usable_cpus(), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.data.DataContext.get_current().target_max_block_size = BATCH * SIZE * SIZE * 3
     began = time.perf_counter()
     rows = ray.data.read_parquet(str(work / "dataset/samples")).select_columns(["sample_id", "image"])
     batches = rows.map_batches(_decode_columns, batch_size=BATCH).iter_torch_batches(
@@ -262,10 +271,11 @@ def run_alone(name: str, *args: Any) -> Any:
 
 
 def _run(name: str, args: tuple[Any, ...]) -> Any:
-    import torch
+    if not name.startswith("bare"):
+        import torch
 
-    torch.set_num_threads(1)
-    if name in ("ours", "first_batch_s", "training"):
+        torch.set_num_threads(1)
+    if name in ("ours", "first_batches_s", "training"):
         import coca.dataset
         import coca.feed  # noqa: F401
     return globals()[name](*args)

@@ -27,7 +27,7 @@ from coca.withdrawn import WITHDRAWN, append_withdrawn
 from jobs import run_lease
 from jobs.cluster import ClusterInfo
 from jobs.config import DataConfig, TrainRunConfig, WorkersConfig
-from jobs.train import open_dataset, plan_training, run_training
+from jobs.train import check, open_dataset, plan_training, run_training, without_withdrawn
 
 MakeDataset = Callable[..., Dataset]
 
@@ -162,10 +162,7 @@ def test_a_run_goes_on_with_its_own_version_after_a_refresh(begun: TrainRunConfi
     assert open_dataset(uri, None, None).record.version == 2
 
 
-def test_samples_withdrawn_since_are_told_and_do_not_stop_a_run(
-    begun: TrainRunConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
-    dataset = Dataset(begun.data[0].uri)
+def withdraw_two(dataset: Dataset) -> None:
     ids = dataset.read_row_group(0)["sample_id"].to_pylist()[:2]
     place = dataset.row_groups.to_pylist()[0]
     rows: list[dict[str, Any]] = [
@@ -175,6 +172,14 @@ def test_samples_withdrawn_since_are_told_and_do_not_stop_a_run(
         for each in ids
     ]
     append_withdrawn(dataset.store, pa.Table.from_pylist(rows, schema=WITHDRAWN), "later")
+
+
+def test_samples_withdrawn_since_are_told_and_do_not_stop_a_run(
+    begun: TrainRunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = check(begun, RunFolder(begun.out))
+    withdraw_two(Dataset(begun.data[0].uri))
+    assert (before.withdrawn_since, without_withdrawn(begun, before).withdrawn_since) == (0, 2)
     with pytest.raises(RayAsked):
         run_training(begun, start_ray=no_ray)
     assert "2 samples were withdrawn since the run began" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from coca.run_folder import RunFolder
 from coca.tokenizer import Tokenizer
 from coca.train_config import FeedConfig, TrainConfig
 from jobs.config import DataConfig, TrainRunConfig, WorkersConfig
-from jobs.train_checks import HELD_OUT_MEASURES, check_cluster, check_measures
+from jobs.train_checks import HELD_OUT_MEASURES, check_cluster, check_measures, check_source
 
 
 def config(
@@ -93,6 +93,15 @@ def test_a_run_that_began_on_gpus_goes_on_on_gpus(tmp_path: Path) -> None:
     for text in ("workers:\n  use_gpu: false\n", "train:\n  steps: 99\n", "- [", ""):
         (tmp_path / "config.yaml").write_text(text)
         assert decided({"CPU": 8}, tmp_path, count=2) is False
+
+
+def test_a_real_run_does_not_go_on_with_made_up_batches(tmp_path: Path) -> None:
+    mock = config(tmp_path, feed=FeedConfig(source="mock"))
+    check_source(mock, RunFolder(tmp_path))  # none is there yet
+    (tmp_path / "config.yaml").write_text(config(tmp_path).to_yaml())
+    check_source(config(tmp_path), RunFolder(tmp_path))
+    with pytest.raises(BadInput, match=r"started with feed.source = dataset, now it is mock. Give the old value"):
+        check_source(mock, RunFolder(tmp_path))
 
 
 def test_tasks_that_decode_need_a_cpu_beside_the_workers(tmp_path: Path) -> None:
