@@ -154,19 +154,23 @@ class Dataset:
     def _read_parquet(self, table: str, name: str, row_group: int, columns: list[str]) -> pa.Table:
         path = f"{table}/{name}"
         try:
-            # Opened here, so that a `key=value` in the path is no column.
-            with self.store.open(path) as source:
-                file = pq.ParquetFile(source)
-                there = [column for column in columns if column in file.schema_arrow.names]
-                rows = file.read_row_group(row_group, columns=there)
+            rows = self._read_rows(path, row_group, columns)
         except FileNotFoundError:
             raise self._damaged(path, "is missing") from None
         except pa.ArrowInvalid as error:
             raise self._damaged(path, f"cannot be read: {error}") from None
         for column in columns:
-            if column not in there:
+            if column not in rows.schema.names:
                 rows = rows.append_column(column, pa.nulls(rows.num_rows, _SCHEMAS[table].field(column).type))
         return rows.select(columns)
+
+    def _read_rows(self, path: str, row_group: int, columns: list[str]) -> pa.Table:
+        """Those of ``columns`` that the file has."""
+        # Opened here, so that a `key=value` in the path is no column.
+        with self.store.open(path) as source:
+            file = pq.ParquetFile(source)
+            there = [column for column in columns if column in file.schema_arrow.names]
+            return file.read_row_group(row_group, columns=there)
 
     def _damaged(self, path: str, problem: str) -> BadInput:
         return BadInput(f"{self.store.uri}/{path} {problem}", "The dataset is damaged: restore the file")

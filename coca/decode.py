@@ -52,6 +52,12 @@ class Decoder(Protocol):
         ...
 
 
+class Undecodable(RunFailed):
+    """A sample that does not decode, and will not the next time."""
+
+    repeat_helps = False
+
+
 class View(NamedTuple):
     """What makes a training view of a picture; travels to wherever pictures are decoded."""
 
@@ -67,7 +73,10 @@ class View(NamedTuple):
         try:
             image = self._decode(picture.encoded, size)
         except ImageProblem as problem:
-            raise RunFailed(f"sample {picture.sample_id} does not decode: {problem}") from None
+            raise Undecodable(
+                f"sample {picture.sample_id} does not decode: {problem}. Withdraw it, or where that was done meanwhile,"
+                " give the same command again"
+            ) from None
         return random_view(
             image, size, self.augment, seed=self.seed, sample_id=picture.sample_id, lane_pass=picture.lane_pass
         )
@@ -81,7 +90,7 @@ class View(NamedTuple):
 
 def make_decoder(feed: FeedConfig, augment: AugmentConfig, seed: int) -> Decoder:
     """The decoder that a config asks for, but for Ray's, which `jobs.ray_decode` has."""
-    view, workers = View(augment, seed), feed.decode_workers or usable_cpus()
+    view, workers = View(augment, seed), feed.decode_workers or _own_cpus()
     if feed.decode == "threads":
         return ThreadDecoder(view, workers)
     if feed.decode == "processes":
@@ -89,6 +98,11 @@ def make_decoder(feed: FeedConfig, augment: AugmentConfig, seed: int) -> Decoder
 
         return ProcessDecoder(view, workers)
     raise BadInput("feed.decode = ray needs a Ray cluster", "Run it with `coca train`, or decode in threads here")
+
+
+def _own_cpus() -> int:
+    """The share of the CPUs here that is left to this of the workers of the node."""
+    return max(1, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def usable_cpus() -> int:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from coca.decode import Decoder, DecodingBatch, Picture, View
+from coca.decode import Decoder, DecodingBatch, Picture, Undecodable, View
 from coca.decode_worker import LARGEST_MESSAGE, READY, fit, pixels_in, request
 from coca.errors import RunFailed
 
@@ -74,7 +74,8 @@ class ProcessDecoder(Decoder):
         with self._lock:
             self._closed = True
             if self._thread.is_alive():
-                self._wake.send(b"!")
+                with contextlib.suppress(OSError):  # it may be ending by itself
+                    self._wake.send(b"!")
         self._thread.join()
 
     @property
@@ -249,7 +250,7 @@ class _Worker:
     def finish(self, answer: dict[str, Any]) -> None:
         chunk, slot = self.chunks.popleft(), answer["slot"]
         if answer["error"] is not None:
-            chunk.batch.fail(RunFailed(answer["error"]))
+            chunk.batch.fail(Undecodable(answer["error"]))
         else:
             encoded_bytes = sum(len(each.encoded) for each in chunk.pictures)
             pixels_BHWC = pixels_in(self._slots[slot], encoded_bytes, chunk.stop - chunk.start, chunk.batch.size)

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -48,9 +49,14 @@ class BatchSource(Protocol):
 
 def normalize(pixels_BHWC: Tensor, preprocessing: Preprocessing) -> Tensor:
     """uint8 pixels to the float32 model input (B, C, H, W), on the pixels' device."""
-    mean = torch.tensor(preprocessing.mean, device=pixels_BHWC.device) * 255
-    std = torch.tensor(preprocessing.std, device=pixels_BHWC.device) * 255
+    mean, std = _mean_and_std(preprocessing, pixels_BHWC.device)
     return ((pixels_BHWC.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+@lru_cache
+def _mean_and_std(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+    """On the scale 0..255; made once for a device, since a copy to it waits for what is under way there."""
+    return torch.tensor(preprocessing.mean, device=device) * 255, torch.tensor(preprocessing.std, device=device) * 255
 
 
 def pad_tokens(captions: Sequence[Sequence[int] | np.ndarray], context_length: int, pad_id: int, end_id: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from coca.dataset import Dataset
 from coca.errors import BadInput
@@ -47,6 +48,7 @@ class LaneRows:
             per_lane: samples that a batch takes from a lane.
         """
         self._uri, self._later, self._lanes, self._per_lane = dataset.store.uri, later, tuple(lanes), per_lane
+        self._vocab_size = dataset.tokenizer.vocab_size
         self._ahead, self._most = feed.read_ahead, window + feed.read_ahead
         # Those in use are held here, as the order says and for no longer: none is read twice because others came.
         self._held: dict[int, _Group] = {}
@@ -106,8 +108,20 @@ class LaneRows:
 
     def _group(self, index: int) -> "_Group":
         if index not in self._held:
-            self._held[index] = _Group(self._row_groups.get(index), self._later)
+            table = self._row_groups.get(index)
+            self._check_tokens(index, table["tokens"])
+            self._held[index] = _Group(table, self._later)
         return self._held[index]
+
+    def _check_tokens(self, index: int, tokens: pa.ChunkedArray) -> None:
+        """An id that the model has no embedding for ends a CUDA process without a word of where it came from."""
+        range_ = pc.min_max(pc.list_flatten(tokens))
+        least, most = range_["min"].as_py(), range_["max"].as_py()
+        if least is not None and (least < 0 or most >= self._vocab_size):
+            raise BadInput(
+                f"{self._uri}: row group {index} has tokens {least} to {most}, its tokenizer {self._vocab_size}",
+                "The dataset is damaged: `coca data verify` names every fault",
+            )
 
 
 class _Group:

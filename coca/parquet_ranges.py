@@ -37,15 +37,18 @@ class ParquetRanges:
 
         Raises:
             FileNotFoundError: there is no such file.
-            pa.ArrowInvalid: it is no whole Parquet file.
+            pa.ArrowInvalid: it is no whole Parquet file, or its pages are damaged.
         """
         file = self._file(path)
         there = [name for name in file.metadata.schema.to_arrow_schema().names if name in columns]
         start, end = _span(file.metadata, row_group, there)
         source = _Range(self._read_range(path, file, start, end), start, file.size)
         parquet = pq.ParquetFile(pa.PythonFile(source, mode="r"), metadata=file.metadata)
-        # Threads of Arrow's own would ask a Python file in no order.
-        return parquet.read_row_group(row_group, columns=there, use_threads=False)
+        try:
+            # Threads of Arrow's own would ask a Python file in no order.
+            return parquet.read_row_group(row_group, columns=there, use_threads=False)
+        except OSError as error:  # all bytes are here: what Arrow says of damaged pages
+            raise pa.ArrowInvalid(str(error)) from None
 
     def _read_range(self, path: str, file: "_File", start: int, end: int) -> memoryview:
         # The footer is part of the name: another file under the old name is another entry.

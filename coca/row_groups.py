@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pyarrow as pa
 
-from coca.contract import ANNOTATIONS, SAMPLES
 from coca.dataset import Dataset
 from coca.disk_cache import DiskCache
 from coca.parquet_ranges import ParquetRanges
@@ -104,16 +103,5 @@ class _RangedDataset(Dataset):
         self.__dict__.update(vars(dataset))
         self._ranges = ranges
 
-    def _read_parquet(self, table: str, name: str, row_group: int, columns: list[str]) -> pa.Table:
-        path = f"{table}/{name}"
-        try:
-            rows = self._ranges.read(path, row_group, columns)
-        except FileNotFoundError:
-            raise self._damaged(path, "is missing") from None
-        except pa.ArrowInvalid as error:
-            raise self._damaged(path, f"cannot be read: {error}") from None
-        schema = SAMPLES if table == "samples" else ANNOTATIONS
-        for column in columns:
-            if column not in rows.schema.names:
-                rows = rows.append_column(column, pa.nulls(rows.num_rows, schema.field(column).type))
-        return rows.select(columns)
+    def _read_rows(self, path: str, row_group: int, columns: list[str]) -> pa.Table:
+        return self._ranges.read(path, row_group, columns)

@@ -128,12 +128,12 @@ class FeedConfig(Config):
     """Where pictures are decoded and cropped: beside the trainer in threads or in processes, or by Ray tasks, on nodes
     with free CPUs."""
     decode_workers: NonNegativeInt = 0
-    """Threads, processes or Ray tasks at a time; 0 for as many as CPUs that the worker may run on, or with ray that the
-    cluster has."""
+    """Threads or processes of each worker, or Ray tasks of all workers together; 0 for as many as there are CPUs: on
+    the node, shared among its workers, or with ray in the cluster."""
     prefetch_batches: Positive = 2
     """Batches that are prepared ahead of the step."""
     prefetch_mib: Positive = 2048
-    """Bytes of pictures under way to Ray tasks and back, at most."""
+    """With ray: pictures under way to tasks and back, of all workers together, at most."""
     read_ahead: NonNegativeInt = 2
     """Row groups of each lane that are read before they are needed."""
     cache_dir: str | None = None

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from coca.decode import Decoder, DecodingBatch, Picture, View
+from coca.decode import Decoder, DecodingBatch, Picture, Undecodable, View
 from coca.errors import RunFailed
 from coca.train_config import AugmentConfig, FeedConfig
 
@@ -195,7 +195,7 @@ class _Chunk:
 
     def finish(self, answer: "np.ndarray | str") -> None:
         if isinstance(answer, str):
-            self.batch.fail(RunFailed(answer))
+            self.batch.fail(Undecodable(answer))
         else:
             self.batch.fill(self.start, answer)
 

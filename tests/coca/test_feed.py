@@ -107,6 +107,24 @@ def test_a_sample_that_does_not_decode_is_named(
             feed.batch(number)
 
 
+def test_a_token_that_the_tokenizer_does_not_have_is_told_with_its_row_group(
+    make_dataset: MakeDataset, tiny_train: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = RowGroups.get
+
+    def broken(self: RowGroups, index: int) -> pa.Table:
+        table = read(self, index)
+        place = table.schema.get_field_index("tokens")
+        tokens = pa.array([[1, 4_000_000, 2]] * table.num_rows, table.schema.field(place).type)
+        return table.set_column(place, "tokens", tokens) if index == 0 else table
+
+    monkeypatch.setattr(RowGroups, "get", broken)
+    feed = make_feed(make_dataset(), tiny_train)
+    with pytest.raises(BadInput, match=r"row group 0 has tokens 1 to 4000000, its tokenizer \d+"):
+        for number in range(6):
+            feed.batch(number)
+
+
 def test_an_error_in_the_thread_reaches_the_caller(make_dataset: MakeDataset, tiny_train: TrainConfig) -> None:
     dataset = make_dataset()
     dataset.store.delete("samples/part-00001.parquet")

@@ -131,6 +131,24 @@ def test_damage_is_told(dataset: Dataset) -> None:
     groups.close()
 
 
+def test_damaged_pages_are_told_with_the_file(dataset: Dataset) -> None:
+    """Not as an error of Arrow's that names none: that one would be taken for a worker that died."""
+    path = Path(dataset.store.root) / "annotations/part-00001.parquet"
+    whole = path.read_bytes()
+    group = 5  # its only one
+    told: list[str] = []
+    for place in range(4, len(whole) // 2, 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        groups = open_row_groups(dataset)
+        try:
+            groups.get(group)
+        except BadInput as problem:
+            told.append(str(problem))
+        groups.close()
+    assert len(told) > 5
+    assert all("part-00001.parquet" in each or "row group" in each for each in told), told
+
+
 # S3: requests counted by the server itself.
 
 
