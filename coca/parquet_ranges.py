@@ -3,7 +3,8 @@
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -40,15 +41,16 @@ class ParquetRanges:
             pa.ArrowInvalid: it is no whole Parquet file, or its pages are damaged.
         """
         file = self._file(path)
-        there = [name for name in file.metadata.schema.to_arrow_schema().names if name in columns]
-        start, end = _span(file.metadata, row_group, there)
+        with _damage_is_told():
+            there = [name for name in file.metadata.schema.to_arrow_schema().names if name in columns]
+            start, end = _span(file.metadata, row_group, there)
+        if not 0 <= start < end <= file.size:
+            raise pa.ArrowInvalid(f"its columns lie at bytes {start} to {end} of {file.size}")
         source = _Range(self._read_range(path, file, start, end), start, file.size)
-        parquet = pq.ParquetFile(pa.PythonFile(source, mode="r"), metadata=file.metadata)
-        try:
+        with _damage_is_told():
+            parquet = pq.ParquetFile(pa.PythonFile(source, mode="r"), metadata=file.metadata)
             # Threads of Arrow's own would ask a Python file in no order.
             return parquet.read_row_group(row_group, columns=there, use_threads=False)
-        except OSError as error:  # all bytes are here: what Arrow says of damaged pages
-            raise pa.ArrowInvalid(str(error)) from None
 
     def _read_range(self, path: str, file: "_File", start: int, end: int) -> memoryview:
         # The footer is part of the name: another file under the old name is another entry.
@@ -98,6 +100,15 @@ class _File(NamedTuple):
     footer_digest: str
 
 
+@contextmanager
+def _damage_is_told() -> Iterator[None]:
+    """Around what is parsed from memory: there an OSError of Arrow's is damage, and no storage to be asked again."""
+    try:
+        yield
+    except (OSError, UnicodeError) as error:
+        raise pa.ArrowInvalid(str(error)) from None
+
+
 def _open(store: Store, path: str) -> _File:
     source = store.open(path)
     size = source.size()
@@ -105,7 +116,8 @@ def _open(store: Store, path: str) -> _File:
     length = int.from_bytes(tail[-_END_BYTES:-4], "little") + _END_BYTES
     if len(tail) < length <= size:
         tail = _read_at(source, size - length, size)
-    metadata = pq.read_metadata(pa.BufferReader(tail))
+    with _damage_is_told():
+        metadata = pq.read_metadata(pa.BufferReader(tail))
     digest = hashlib.blake2b(tail[-length:], digest_size=16).hexdigest()
     if not store.is_s3:
         source.close()
