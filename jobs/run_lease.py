@@ -2,13 +2,16 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 
-from coca.errors import RunFailed
+from coca.errors import BadInput, RunFailed
 from coca.storage import Store
-from pipelines.lease import Lease, hold_lease, list_epochs, read_lease
+from jobs.control_plane import say
+from pipelines.lease import Lease, acquire_lease, check_conditional_writes, list_epochs, read_lease
 
 TTL_S = 60.0
+PATIENCE_S = 150.0  # a driver outlives its Ray, killed with the process that had started it, by a minute
 _LOOK_S, _S3_LOOK_S = 2.0, 20.0
 
 
@@ -20,15 +23,34 @@ def hold_run(store: Store) -> Iterator[Callable[[], None]]:
     machine that was lost. A storage that is away for a while loses nothing by itself.
 
     Raises:
-        BadInput: somebody else holds it and is alive; this is seen after 20 s at most.
+        BadInput: somebody else holds it, is alive, and does not end while we wait.
     """
-    with hold_lease(store, "coca train", TTL_S) as lease, _watching(store, lease) as taken_by:
+    lease = _acquire(store)
+    try:
+        with _watching(store, lease) as taken_by:
 
-        def check() -> None:
-            if taken_by:
-                raise TakenOver(f"{store.uri} was taken over by {taken_by[0]}: this command stops here")
+            def check() -> None:
+                if taken_by:
+                    raise TakenOver(f"{store.uri} was taken over by {taken_by[0]}: this command stops here")
 
-        yield check
+            yield check
+    finally:
+        lease.release()
+
+
+def _acquire(store: Store) -> Lease:
+    check_conditional_writes(store)
+    ends_at = time.monotonic() + PATIENCE_S
+    told = False
+    while True:
+        try:
+            return acquire_lease(store, "coca train", TTL_S)
+        except BadInput as held:
+            if time.monotonic() > ends_at:
+                raise
+            if not told:
+                say(f"waiting up to {PATIENCE_S:.0f} s: {held.cause}")
+            told = True
 
 
 class TakenOver(RunFailed):

@@ -122,6 +122,7 @@ def test_the_stand_in_has_the_gradients_it_was_given(tiny_model: ModelConfig, co
     assert [float(value) for value in found[1:]] == [float(value) for value in scalars]
 
 
+@pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at a block's inputs
 def test_blocks_can_be_compiled_alone(tiny_model: ModelConfig) -> None:
     """With a backend that counts graphs: one for each kind of block, none around them."""

@@ -1,5 +1,6 @@
 """One command at a time on a run folder."""
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipelines.lease import LeaseRecord, ProcessStamp, list_epochs
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lease, "TTL_S", 0.6)
     monkeypatch.setattr(run_lease, "_LOOK_S", 0.02)
+    monkeypatch.setattr(run_lease, "PATIENCE_S", 0.5)
 
 
 def test_a_second_command_is_refused_while_the_first_lives(tmp_path: Path) -> None:
@@ -27,6 +29,20 @@ def test_a_second_command_is_refused_while_the_first_lives(tmp_path: Path) -> No
         held()
     with hold_run(store) as held:
         held()
+
+
+def test_one_that_ends_meanwhile_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as the driver of a cluster that was killed: it sees that a minute later."""
+    monkeypatch.setattr(run_lease, "PATIENCE_S", 30)
+    store = Store(tmp_path)
+    first = hold_run(store)
+    first.__enter__()
+    threading.Timer(1.0, lambda: first.__exit__(None, None, None)).start()
+    with hold_run(store) as held:
+        held()
+    assert "waiting up to 30 s: " in capsys.readouterr().err
 
 
 def raised_by(held: Callable[[], None]) -> TakenOver | None:

@@ -240,6 +240,7 @@ def test_a_report_that_cannot_be_written_makes_no_failure_of_a_training(
 @pytest.mark.usefixtures("four_cpus")
 def test_two_commands_do_not_work_on_one_run(begun: TrainRunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lease, "TTL_S", 0.6)
+    monkeypatch.setattr(run_lease, "PATIENCE_S", 0.5)
     before = (Path(begun.out) / "checkpoints").stat().st_mtime_ns
     with (
         run_lease.hold_run(RunFolder(begun.out).store),
