@@ -45,7 +45,7 @@ class Decoder(Protocol):
         Raises:
             RunFailed: a picture does not decode, or what decodes has ended; names the sample.
         """
-        ...
+        return self.submit(pictures, size).result()
 
     def close(self) -> None:
         """Ends the workers. What is still under way fails with `CancelledError`, so that nobody waits for ever."""
@@ -113,10 +113,10 @@ def usable_cpus() -> int:
 class DecodingBatch:
     """A batch under way: pixels come in parts, in any order and from any thread."""
 
-    def __init__(self, pictures: Sequence[Picture], size: int, memory: ReusedMemory | None = None) -> None:
+    def __init__(self, pictures: Sequence[Picture], size: int, memory: ReusedMemory) -> None:
         self.pictures, self.size = pictures, size
         self.future: Future[np.ndarray] = Future()
-        self._pixels_BHWC = (memory or ReusedMemory()).array((len(pictures), size, size, 3))
+        self._pixels_BHWC = memory.array((len(pictures), size, size, 3))
         self._left, self._lock = len(pictures), threading.Lock()
         if not pictures:
             self.future.set_result(self._pixels_BHWC)
@@ -148,9 +148,6 @@ class ThreadDecoder(Decoder):
         for _ in range(min(self._workers, len(pictures))):
             self._pool.submit(self._work, batch, numbers)
         return batch.future
-
-    def decode(self, pictures: Sequence[Picture], size: int) -> np.ndarray:
-        return self.submit(pictures, size).result()
 
     def close(self) -> None:
         self._closed.set()

@@ -27,6 +27,7 @@ import numpy as np
 from coca.decode import Decoder, DecodingBatch, Picture, Undecodable, View
 from coca.decode_worker import LARGEST_MESSAGE, READY, fit, pixels_in, request
 from coca.errors import RunFailed
+from coca.reused_memory import ReusedMemory
 
 _LARGEST_CHUNK = 8
 # One that is decoded and one that waits, so that a process never waits for its parent.
@@ -43,7 +44,7 @@ class ProcessDecoder(Decoder):
     """Processes that only decode. One thread hands them parts of batches and collects the pixels."""
 
     def __init__(self, view: View, workers: int) -> None:
-        self._view, self._count = view, workers
+        self._view, self._count, self._memory = view, workers, ReusedMemory()
         self._new: queue.SimpleQueue[DecodingBatch] = queue.SimpleQueue()
         self._waiting: deque[_Chunk] = deque()
         self._closed, self._lock = False, threading.Lock()
@@ -58,7 +59,7 @@ class ProcessDecoder(Decoder):
         self._thread.start()
 
     def submit(self, pictures: Sequence[Picture], size: int) -> "Future[np.ndarray]":
-        batch = DecodingBatch(pictures, size)
+        batch = DecodingBatch(pictures, size, self._memory)
         with self._lock:
             if self._closed:
                 batch.fail(CancelledError())
@@ -66,9 +67,6 @@ class ProcessDecoder(Decoder):
                 self._new.put(batch)
                 self._wake.send(b"!")
         return batch.future
-
-    def decode(self, pictures: Sequence[Picture], size: int) -> np.ndarray:
-        return self.submit(pictures, size).result()
 
     def close(self) -> None:
         with self._lock:

@@ -16,6 +16,7 @@ import numpy as np
 
 from coca.decode import Decoder, DecodingBatch, Picture, Undecodable, View
 from coca.errors import RunFailed
+from coca.reused_memory import ReusedMemory
 from coca.train_config import AugmentConfig, FeedConfig
 
 _LARGEST_CHUNK = 16
@@ -49,7 +50,7 @@ class RayDecoder(Decoder):
         import ray
 
         self._task = ray.remote(num_cpus=1, max_retries=5, scheduling_strategy="SPREAD")(_decode)
-        self._view = ray.put(View(augment, seed))
+        self._view, self._memory = ray.put(View(augment, seed)), ReusedMemory()
         tasks = feed.decode_workers or _cluster_cpus()
         self._window = _Window(feed.prefetch_mib * 2**20 // world_size, max(1, tasks // world_size))
         self._patience_s, self._heard_s = patience_s, 0.0
@@ -61,16 +62,13 @@ class RayDecoder(Decoder):
         self._thread.start()
 
     def submit(self, pictures: Sequence[Picture], size: int) -> "Future[np.ndarray]":
-        batch = DecodingBatch(pictures, size)
+        batch = DecodingBatch(pictures, size, self._memory)
         with self._lock:
             if self._closed:
                 batch.fail(CancelledError())
             elif pictures:
                 self._new.put(batch)
         return batch.future
-
-    def decode(self, pictures: Sequence[Picture], size: int) -> np.ndarray:
-        return self.submit(pictures, size).result()
 
     def close(self) -> None:
         with self._lock:
@@ -126,11 +124,10 @@ class RayDecoder(Decoder):
         self._window.remove(chunk.bytes)
         self._heard_s = time.monotonic()
         try:
-            answer = ray.get(task)
+            chunk.finish(ray.get(task))
         except ray.exceptions.RayError as error:
             first, last = chunk.pictures[0].sample_id, chunk.pictures[-1].sample_id
-            answer = f"samples {first} to {last} were not decoded: {error}"
-        chunk.finish(answer)
+            chunk.batch.fail(RunFailed(f"samples {first} to {last} were not decoded: {error}"))
 
     def _end(self, error: BaseException) -> None:
         import ray

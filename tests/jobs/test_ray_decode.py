@@ -11,6 +11,7 @@ import pytest
 
 from coca.decode import DecodingBatch, Picture, ThreadDecoder, View
 from coca.errors import RunFailed
+from coca.reused_memory import ReusedMemory
 from coca.train_config import AugmentConfig, FeedConfig
 from jobs.cluster import ClusterInfo
 from jobs.ray_decode import RayDecoder, _chunks, _Window
@@ -41,7 +42,7 @@ def test_the_window_counts_bytes_and_tasks() -> None:
 
 def test_parts_of_a_batch_keep_to_their_bytes() -> None:
     pictures = [Picture(b"x" * length, "0", 0) for length in (100, 200, 300, 5000, 1, 1)]
-    parts = _chunks(DecodingBatch(pictures, 10), 1000)  # 300 bytes of pixels each
+    parts = _chunks(DecodingBatch(pictures, 10, ReusedMemory()), 1000)  # 300 bytes of pixels each
     assert [(part.start, part.stop, part.bytes) for part in parts] == [
         (0, 2, 900),
         (2, 3, 600),
