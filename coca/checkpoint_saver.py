@@ -14,13 +14,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 from coca.checkpoint import PlainParts, checkpoint_path, list_checkpoints
 from coca.errors import BadInput, RunFailed
 from coca.manifest import Entry, file_entry, write_manifest
+from coca.progress import polling
 from coca.run_folder import RunFolder
 from coca.sharded_state import save_state
 from coca.side_group import SideGroup
 from coca.training_state import RESUME, HostCopies, ResumeFile, Score, TrainingState, read_resume
-from coca.watchdog import beating
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_BEAT_S = 5.0
 
 
 class CheckpointSaver:
@@ -119,7 +120,7 @@ class CheckpointSaver:
     def wait(self) -> None:
         """Until the save under way has ended, well or not."""
         if self._thread is not None:
-            with beating(self._beat):
+            with polling(self._beat, _BEAT_S):
                 self._thread.join()
             self._thread = None
 

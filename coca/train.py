@@ -16,6 +16,7 @@ from torch import Tensor
 from coca.accumulate import forward_backward
 from coca.checkpoint import PlainParts, checkpoint_path
 from coca.checkpoint_saver import CheckpointSaver
+from coca.code_version import code_version
 from coca.config import Preprocessing
 from coca.distributed import all_gather_list, rank, sum_over_ranks, world_size
 from coca.ema import Ema
@@ -30,6 +31,7 @@ from coca.nonfinite import nonfinite_samples
 from coca.objective import Losses, Objective
 from coca.optim import Optimizer
 from coca.parallel import full_weights, parallelize
+from coca.progress import polling
 from coca.resize_weights import at_image_size
 from coca.restore import read_fixed, restore
 from coca.run_folder import RunFolder
@@ -37,7 +39,6 @@ from coca.same_run import check_same_run, fit_to_tokenizer, fixed_fields
 from coca.side_group import SideGroup
 from coca.train_config import TrainConfig
 from coca.training_state import TrainingState
-from coca.watchdog import beating
 
 Batches = Callable[[int], Generator[Batch]]
 Report = Callable[[dict[str, Any]], None]
@@ -144,7 +145,7 @@ def train(
                 if judging or last or stopping or _due(position, config.log_every):
                     row = _numbers(config, optimizer, model, position, batch, losses, grad_norm, skipped)
                     if judging:
-                        with meter.losing(EVALUATION), beating(beat), autocast():
+                        with meter.losing(EVALUATION), polling(beat, every_s=5.0), autocast():
                             if held_out is not None:
                                 row |= _judge(held_out, weights, config, mixture, run, position, device)
                             side.any(False)  # the others wait here, not in the next step
@@ -261,8 +262,6 @@ def _judge(
 
 def _plain(config: TrainConfig, mixture: Mixture, weights: dict[str, Tensor], step: int) -> PlainParts:
     """What a checkpoint offers for use; its size of pictures is that of the step that made the weights."""
-    from coca.code_version import code_version
-
     size, model = config.image_size(max(step - 1, 0)), config.model
     if weights:
         model, weights = at_image_size(model, weights, size)

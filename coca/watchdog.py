@@ -6,33 +6,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TextIO
 
 EXIT_HUNG = 85
 FIRST_BEAT_FACTOR = 3.0  # a first step restores a checkpoint and compiles besides
 GRACE_S = 5.0
-
-
-@contextmanager
-def beating(beat: Callable[[], None], every_s: float = 5.0) -> Iterator[None]:
-    """Beats from a thread, around work that is no step and may take longer than one."""
-    ended = threading.Event()
-
-    def work() -> None:
-        while not ended.wait(every_s):
-            beat()
-
-    beat()
-    thread = threading.Thread(target=work, name="beat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 class Watchdog:
