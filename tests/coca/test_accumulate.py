@@ -1,7 +1,6 @@
 """In parts or at once: one step's losses and gradients are the same, with less memory and no more traffic."""
 
 import gc
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
@@ -19,23 +18,10 @@ from coca.train_config import LossConfig, ParallelConfig
 from tests.coca.gradients import CPU, Case, Result, assert_close, batch, build, compute, run_once, whole_gradients
 from tests.coca.processes import Processes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SOFTMAX = LossConfig(repeated_captions="ignored", label_smoothing=0.1)
 SIGMOID = LossConfig(contrastive="sigmoid", repeated_captions="ignored", contrastive_weight=0.7)
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Processes]:
-    with Processes() as started:
-        yield started
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the processes: more threads would only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def case_of(tiny_model: ModelConfig, loss: LossConfig, **options: Any) -> Case:

@@ -1,6 +1,5 @@
 """What ranks tell one another, on one, two and four processes."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,12 +15,6 @@ from coca.distributed import (
     world_size,
 )
 from tests.coca.processes import Processes
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Processes]:
-    with Processes() as started:
-        yield started
 
 
 def everything() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,9 @@ from coca.storage import Store
 from coca.tokenizer import Tokenizer
 from coca.train_config import LossConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PREPROCESSING = Preprocessing(image_size=16)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads of a small model wait for each other most of the time, the more so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Over several workers: gradients, shards and whole weights are those of one process."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,24 +13,11 @@ from coca.train_config import LossConfig, ParallelConfig
 from tests.coca.gradients import CPU, Case, assert_close, build, compute, run_once
 from tests.coca.processes import Processes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DDP, FSDP, HYBRID = ParallelConfig(), ParallelConfig(kind="fsdp"), ParallelConfig(kind="fsdp", shard_workers=2)
 GATHERED = ParallelConfig(kind="fsdp", reshard_after_forward=False)
 SIGMOID = LossConfig(contrastive="sigmoid", repeated_captions="ignored", captioning_weight=1.5)
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Processes]:
-    with Processes() as started:
-        yield started
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the processes: more threads would only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def changed(config: ModelConfig, **updates: Any) -> ModelConfig:

@@ -26,17 +26,11 @@ from coca.train_config import (
 )
 from tests.training import train_alone
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MakeDataset = Callable[..., Dataset]
 FIELDS = ["step", "samples_seen", "batch_digest", "loss", "contrastive_loss", "captioning_loss", "learning_rate"]
 FIELDS += ["grad_norm", "temperature", "skipped_steps"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(config: TrainConfig, dataset: Dataset, folder: Path, **options: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from coca.checkpoint import checkpoint_step, load_checkpoint
 from coca.run_folder import RunFolder
 from jobs.config import TrainRunConfig
+from tests.process_table import processes
 
 ROOT = Path(__file__).parents[2]
 LOADED_MACHINE_S = 400
@@ -90,33 +91,20 @@ class Workers:
     address: str
 
     def pids(self) -> list[int]:
-        there = list(_processes())
+        there = list(processes())
         raylets = [pid for pid, _, line in there if "raylet" in line and f"--gcs-address={self.address}" in line]
         return [pid for pid, parent, line in there if parent in raylets and line.startswith("ray::RayTrainWorker")]
 
     def with_children(self) -> set[int]:
         """The workers, and what they have started."""
-        there, found = list(_processes()), set(self.pids())
+        there, found = list(processes()), set(self.pids())
         for _ in range(3):  # children, theirs, and theirs
             found |= {pid for pid, parent, _ in there if parent in found}
         return found
 
 
 def alive(pids: set[int]) -> set[int]:
-    return pids & {pid for pid, _, _ in _processes()}
-
-
-def _processes() -> Iterator[tuple[int, int, str]]:
-    """(pid, parent, command line) of every process that still runs."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            except OSError:
-                continue
-            if line and fields[0] not in "ZX":
-                yield int(entry.name), int(fields[1]), line
+    return pids & {pid for pid, _, _ in processes()}
 
 
 def wait_until(moment: Callable[[], Any], process: "subprocess.Popen[str] | None" = None) -> bool:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from coca.dataset import Dataset, list_versions
 from coca.storage import Store
 from pipelines.config import RefreshConfig
 from pipelines.tables import open_table
+from tests.process_table import processes
 
 ROOT = Path(__file__).parents[2]
 LOADED_MACHINE_S = 240
@@ -123,12 +124,12 @@ class Cluster:
 
     def actors(self, name: str) -> list[int]:
         """Processes of actors of a class."""
-        raylets = [pid for pid, _, line in _processes() if "raylet" in line and f"--gcs-address={self.address}" in line]
-        return [pid for pid, parent, line in _processes() if parent in raylets and line.startswith(f"ray::{name}")]
+        raylets = [pid for pid, _, line in processes() if "raylet" in line and f"--gcs-address={self.address}" in line]
+        return [pid for pid, parent, line in processes() if parent in raylets and line.startswith(f"ray::{name}")]
 
     def decoders(self) -> list[int]:
         actors = self.actors("MapWorker(Map(FetchPart))")
-        return [pid for pid, parent, line in _processes() if parent in actors and "pipelines.decode_worker" in line]
+        return [pid for pid, parent, line in processes() if parent in actors and "pipelines.decode_worker" in line]
 
     def victims(self, target: str) -> list[int]:
         match target:
@@ -139,19 +140,6 @@ class Cluster:
             case "leases":
                 return self.actors("RateLeases")
         raise ValueError(target)
-
-
-def _processes() -> Iterator[tuple[int, int, str]]:
-    """(pid, parent, command line) of every process that still runs."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            except OSError:
-                continue
-            if line and fields[0] not in "ZX":
-                yield int(entry.name), int(fields[1]), line
 
 
 def wait_until(moment: Callable[[], Any], process: "subprocess.Popen[str]", timeout_s: float = 120) -> Any:
