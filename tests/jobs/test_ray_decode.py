@@ -49,7 +49,11 @@ def test_parts_of_a_batch_keep_to_their_bytes() -> None:
         (3, 4, 5300),
         (4, 6, 602),
     ]
-    assert [part.stop - part.start for part in _chunks(DecodingBatch([BROKEN] * 40, 10), 10**9)] == [16, 16, 8]
+    assert [part.stop - part.start for part in _chunks(DecodingBatch([BROKEN] * 40, 10, ReusedMemory()), 10**9)] == [
+        16,
+        16,
+        8,
+    ]
 
 
 @pytest.mark.ray
