@@ -43,8 +43,6 @@ def worker_bytes(train: TrainConfig, workers: int, state: Mapping[str, int]) -> 
         "gradients": state["weights"] // shards,
         "optimizer": state["optimizer"] // shards,
         "averaged_weights": state["ema"] // shards,
-        # DDP reduces copies of the gradients, in buckets.
-        "buckets": state["weights"] if shards == 1 and workers > 1 else 0,
         "bfloat16_copies": step.weight_copies * gathered // state["weights"],
         "activations": step.activations,
     }
