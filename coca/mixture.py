@@ -1,7 +1,8 @@
 """Several datasets as one source of samples, by weight; and what has been withdrawn since a run began.
 
 The order of a run is made with the withdrawn list as it stood when the run began. What is withdrawn later keeps its
-place in the order and is never read out of it: another sample stands in (`coca.feed`), so all others keep their step.
+place in the order and is never read out of it: another sample stands in (`coca.lane_rows`), so all others keep their
+step.
 """
 
 from collections.abc import Mapping, Sequence

@@ -7,6 +7,7 @@ from coca.mixture import Mixture
 from coca.run_folder import RunFolder
 from coca.tokenizer import Tokenizer
 from coca.train_config import TrainConfig
+from coca.typed_config import flatten
 
 _CHANGEABLE: dict[str, Any] = {
     "log_every": True,
@@ -31,7 +32,7 @@ def fit_to_tokenizer(config: TrainConfig, tokenizer: Tokenizer) -> TrainConfig:
 
 def fixed_fields(config: TrainConfig, mixture: Mixture) -> dict[str, Any]:
     """What a resumed run must share with the run it continues, flat: everything that decides its numbers."""
-    return _flatten(config.model_dump(mode="json", exclude=_CHANGEABLE)) | mixture.identity()
+    return flatten(config.model_dump(mode="json", exclude=_CHANGEABLE)) | mixture.identity()
 
 
 def check_same_run(saved: dict[str, Any] | None, wanted: dict[str, Any], run: RunFolder) -> None:
@@ -56,13 +57,3 @@ def check_same_run(saved: dict[str, Any] | None, wanted: dict[str, Any], run: Ru
         f"{run.uri} was started with {name} = {saved.get(name)!r}, now it is {wanted.get(name)!r}",
         "Give the old value to go on, or another --out for a new run",
     )
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from coca.run_folder import RunFolder
+from coca.typed_config import flatten
 from jobs.config import TrainRunConfig
 
 Row = dict[str, Any]
@@ -112,7 +113,7 @@ class MLflow:
         held = self._client.get_run(self._id).data
         self._logged, self._steps = int(held.metrics.get("step", -1)), config.train.steps
         if not held.params:
-            values = [Param(name, str(value)[:500]) for name, value in _flatten(config.model_dump(mode="json")).items()]
+            values = [Param(name, str(value)[:500]) for name, value in flatten(config.model_dump(mode="json")).items()]
             for start in range(0, len(values), _MLFLOW_PARAMS):
                 self._client.log_batch(self._id, params=values[start : start + _MLFLOW_PARAMS])
 
@@ -179,10 +180,3 @@ def _read_id(run: RunFolder, tracker: str) -> str | None:
 def _keep_id(run: RunFolder, tracker: str, own: str) -> str:
     run.store.write(f"trackers/{tracker}", own.encode())
     return own
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
