@@ -18,6 +18,7 @@ from coca.held_out import FOLDER, PREFIX, picture_name, read_evaluations
 from coca.progress import format_duration
 from coca.run_folder import RunFolder
 from coca.storage import Store
+from coca.typed_config import flatten
 from jobs.charts import Series, draw_series
 
 REPORT = "report.html"
@@ -115,7 +116,7 @@ def write_train_report(run: RunFolder) -> str:
 def render_train_report(run: RunFolder) -> str:
     """The page as text."""
     config_yaml = _read_config(run.store)
-    config = _flatten(yaml.safe_load(config_yaml))
+    config = flatten(yaml.safe_load(config_yaml))
     rows = run.read_metrics()
     account = read_goodput(run.store)
     last_step = rows[-1]["step"] if rows else 0
@@ -169,13 +170,6 @@ def _read_config(store: Store) -> str:
         return store.read("config.yaml").decode()
     except FileNotFoundError:
         raise BadInput(f"{store.uri} holds no run", "Name a folder that `coca train --out` wrote") from None
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _charts(rows: Sequence[dict[str, Any]], restarts: Sequence[int]) -> list[dict[str, Any]]:
@@ -256,4 +250,4 @@ def _provenance(run: RunFolder) -> Iterable[tuple[str, Any]]:
         described = read_description(run.store.uri)
     except BadInput:
         return []
-    return [("checkpoint", f"step {described.step:,}"), *_flatten(described.provenance).items()]
+    return [("checkpoint", f"step {described.step:,}"), *flatten(described.provenance).items()]
