@@ -56,10 +56,10 @@ def build_config(kind: type[C], values: Mapping[str, Any]) -> C:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The plain values of a config by their dotted names, ``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    """The values of a config by their dotted names, ``{"a": {"b": 1, "c": {}}}`` as ``{"a.b": 1, "a.c": {}}``."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
     return flat
 
 

@@ -1,7 +1,7 @@
 """What changed between two versions: samples, selection, ledger, settings. Files that both have are not read."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from coca.dataset import Dataset
 from coca.storage import Store
+from coca.typed_config import flatten
 from pipelines.tables import open_table, read_data_files, table_files
 
 _SAMPLE_NOTES = ["sample_id", "selected", "reason", "tokens"]
@@ -55,21 +56,12 @@ def diff(uri: str, before: int, after: int) -> VersionDiff:
     _diff_links(old, new, result)
     stamps = old.record.tokenizer.fingerprint, new.record.tokenizer.fingerprint
     result.tokenizer = stamps if stamps[0] != stamps[1] else None
-    settings = [dict(flatten(dataset.record.config)) for dataset in (old, new)]
+    settings = [flatten(dataset.record.config) for dataset in (old, new)]
     for name in sorted(settings[0].keys() | settings[1].keys()):
         values = settings[0].get(name), settings[1].get(name)
         if values[0] != values[1]:
             result.config[name] = values
     return result
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``a.b`` and value of every setting."""
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _diff_samples(old: Dataset, new: Dataset, result: VersionDiff) -> None:
