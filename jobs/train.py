@@ -55,7 +55,10 @@ def run_training(
     mixture = check(config, run, must_be_new=must_be_new)
     if start_ray is not None:
         start_ray()
-    config = settle(config, mixture, run)
+    asked, config = config.workers.use_gpu, settle(config, mixture, run)
+    if asked is None and show_progress:
+        use_gpu = bool(config.workers.use_gpu)
+        say(f"on {'GPUs' if use_gpu else 'CPUs'}: workers.use_gpu={str(not use_gpu).lower()} would choose otherwise")
     with hold_run(run.store) as held:
         resumed_from = run.latest_step()
         run.start(config.to_yaml())

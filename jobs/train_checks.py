@@ -10,7 +10,6 @@ from coca.errors import BadInput
 from coca.run_folder import RunFolder
 from coca.train_config import TrainConfig
 from jobs.config import TrainRunConfig, WorkersConfig
-from jobs.control_plane import say
 from jobs.elastic import world_sizes
 
 MEASURES = ("loss", "contrastive_loss", "captioning_loss", "grad_norm", "temperature")
@@ -96,7 +95,6 @@ def check_cluster(config: TrainRunConfig, run: RunFolder, resources: Mapping[str
     use_gpu = workers.use_gpu
     if use_gpu is None:
         use_gpu = gpus > 0 or _began_on_gpus(run)
-        say(f"on {'GPUs' if use_gpu else 'CPUs'}: workers.use_gpu={str(not use_gpu).lower()} would choose otherwise")
     if use_gpu and least > gpus:
         raise BadInput(
             f"{least} workers need a GPU each, the cluster has {gpus:g}",

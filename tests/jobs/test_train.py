@@ -43,10 +43,15 @@ def run_config(dataset: Dataset, out: Path | str, train: TrainConfig, **workers:
 
 @pytest.mark.ray
 def test_two_workers_train_and_a_second_call_finds_it_done(
-    ray_cluster: ClusterInfo, tmp_path: Path, make_dataset: MakeDataset, tiny_train: TrainConfig
+    ray_cluster: ClusterInfo,
+    tmp_path: Path,
+    make_dataset: MakeDataset,
+    tiny_train: TrainConfig,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = run_config(make_dataset(), tmp_path / "run", tiny_train, count=2, cpus=0.5)
     result = run_training(config)
+    assert "train: on CPUs: workers.use_gpu=true would choose otherwise" in capsys.readouterr().err
     assert (result["steps"], result["workers"], result["resumed_from"]) == (6, 2, None)
     assert [row["step"] for row in RunFolder(tmp_path / "run").read_metrics()] == [1, 2, 3, 4, 5, 6]
     checkpoint = load_checkpoint(result["run"])
