@@ -57,16 +57,10 @@ class LaneRows:
 
     def enter(self, batch: int) -> None:
         """Lets go of row groups that no batch from ``batch`` on needs soon, and begins to read those that it does."""
-        now, then = [], []
-        for lane in self._lanes:
-            start = batch * self._per_lane
-            opened = len(lane.row_groups_for(start, self._per_lane, 0))
-            coming = lane.row_groups_for(start, self._per_lane, self._ahead)
-            now.append(coming[:opened])
-            then.append(coming[opened:])
-        needed = {group for groups in now + then for group in groups}
+        coming = [lane.row_groups_for(batch * self._per_lane, self._per_lane, self._ahead) for lane in self._lanes]
+        needed = {group for own in coming for groups in own for group in groups}
         self._held = {group: rows for group, rows in self._held.items() if group in needed}
-        for groups in (now, then):
+        for groups in zip(*coming, strict=True):  # of all lanes those that they are in, then the next ones
             missing = [[group for group in own if group not in self._held] for own in groups]
             self._row_groups.expect(group for own in missing for group in own[: self._most])
 
@@ -128,7 +122,10 @@ class _Group:
     """The rows of one row group."""
 
     def __init__(self, table: pa.Table, later: Withdrawn | None) -> None:
-        self._sample_ids, self._images, self._tokens = table["sample_id"], table["image"], table["tokens"]
+        # Taken from the columns' memory: a scalar of Arrow's for each value costs as much as reading it.
+        self._sample_ids = table["sample_id"].to_pylist()
+        self._images, self._image_ends = _binary_memory(table["image"])
+        self._tokens, self._token_ends = _list_memory(table["tokens"])
         hidden = None if later is None else later.mask(table["sample_id"])
         self._shown = None if hidden is None or not hidden.any() else np.flatnonzero(~hidden)
 
@@ -141,5 +138,19 @@ class _Group:
         return int(self._shown[np.searchsorted(self._shown, row) % len(self._shown)])
 
     def row(self, row: int, lane_pass: int) -> Row:
-        tokens = self._tokens[row].values.to_numpy()
-        return Row(self._sample_ids[row].as_py(), self._images[row].as_py(), tokens, lane_pass)
+        image = self._images[self._image_ends[row] : self._image_ends[row + 1]]
+        tokens = self._tokens[self._token_ends[row] : self._token_ends[row + 1]]
+        return Row(self._sample_ids[row], bytes(image), tokens, lane_pass)
+
+
+def _binary_memory(column: pa.ChunkedArray) -> tuple[memoryview, list[int]]:
+    """The bytes of all rows end to end, and where each begins and the last one ends."""
+    array = column.cast(pa.large_binary()).combine_chunks()  # several chunks may be more than offsets of 32 bits reach
+    _, ends, data = array.buffers()
+    return memoryview(data or b""), np.frombuffer(ends, np.int64)[array.offset :][: len(array) + 1].tolist()
+
+
+def _list_memory(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], list[int]]:
+    """The values of all rows end to end, and where each row of them begins and the last one ends."""
+    array = column.combine_chunks()
+    return array.values.to_numpy(), array.offsets.tolist()

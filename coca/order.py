@@ -8,7 +8,7 @@ integer, batches consumed.
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import repeat
+from itertools import islice, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -99,14 +99,16 @@ class Lane:
             yield from window.row_groups.tolist()
             position = window.end
 
-    def row_groups_for(self, start: int, count: int, ahead: int) -> list[int]:
-        """The row groups of the windows that samples ``start`` to ``start + count`` lie in, and the next ``ahead``."""
+    def row_groups_for(self, start: int, count: int, ahead: int) -> tuple[list[int], list[int]]:
+        """The row groups of the windows that samples ``start`` to ``start + count`` lie in; and of the next ``ahead``
+        those that are none of these."""
         opened, position = 0, start
         while position < start + count:
             window = self.window_at(position)
             opened, position = opened + len(window.row_groups), window.end
-        groups = self.row_groups_from(start)
-        return list(dict.fromkeys(next(groups) for _ in range(opened + ahead)))
+        groups = list(islice(self.row_groups_from(start), opened + ahead))
+        now = dict.fromkeys(groups[:opened])
+        return list(now), [group for group in dict.fromkeys(groups) if group not in now]
 
     def _compute_pass_layout(self, lane_pass: int) -> tuple[IntArray, IntArray]:
         permutation = self._random(lane_pass, 0).permutation(len(self._row_groups))

@@ -126,7 +126,7 @@ def uneven_billion() -> IntArray:
 
 
 @pytest.mark.parametrize("sizes", [np.full(1_000_000, 1000), uneven_billion()], ids=["even", "uneven"])
-@pytest.mark.parametrize("lanes", [12, 96])
+@pytest.mark.parametrize("lanes", [1, 12, 96])
 def test_a_billion_samples_are_entered_anywhere_in_little_time_and_memory(sizes: IntArray, lanes: int) -> None:
     """Every lane of a batch, as one worker enters them; `pytest -rP` prints the time."""
     assert sizes.sum() == 1_000_000_000
@@ -156,12 +156,12 @@ def test_a_billion_samples_are_entered_anywhere_in_little_time_and_memory(sizes:
 def test_row_groups_come_before_their_samples() -> None:
     lane = make_order([4, 5, 6, 7, 8], lanes=1, batch_size=1).lanes[0]
     for start in range(0, 70, 3):
-        wanted = lane.row_groups_for(start, 9, 0)
+        wanted, following = lane.row_groups_for(start, 9, 2)
         assert {ref.row_group for ref in lane.slice(start, 9)} <= set(wanted)
-        following = lane.row_groups_for(start, 9, 2)
-        assert following[: len(wanted)] == wanted
-        assert following == list(dict.fromkeys(islice(lane.row_groups_from(start), 12)))[: len(following)]
-    assert [len(lane.row_groups_for(0, 1, ahead)) for ahead in range(4)] == [2, 3, 4, 5]  # one window, and those
+        coming = list(dict.fromkeys(islice(lane.row_groups_from(start), 12)))
+        assert wanted + following == coming[: len(wanted) + len(following)]
+    counts = [tuple(map(len, lane.row_groups_for(0, 1, ahead))) for ahead in range(4)]
+    assert counts == [(2, 0), (2, 1), (2, 2), (2, 3)]  # one window, and those
     # Without end, pass after pass.
     assert Counter(islice(lane.row_groups_from(0), 15)) == dict.fromkeys(range(5), 3)
 
