@@ -16,7 +16,7 @@ from coca.errors import BadInput, RunFailed
 from coca.manifest import Entry, file_entry, write_manifest
 from coca.progress import polling
 from coca.run_folder import RunFolder
-from coca.sharded_state import save_state
+from coca.sharded_state import own_share, save_state
 from coca.side_group import SideGroup
 from coca.training_state import RESUME, HostCopies, ResumeFile, Score, TrainingState, read_resume
 
@@ -86,8 +86,8 @@ class CheckpointSaver:
         started = time.perf_counter()
         self.wait()
         self.check()
-        copies = self._copies.take(state.tensors)
-        arguments = (state, plain, copies, self._score(score))
+        own = own_share(state.tensors, self._side)
+        arguments = (state, plain, own, self._copies.take(own), self._score(score))
         self._thread = threading.Thread(target=self._write, args=arguments, name="save-checkpoint", daemon=True)
         self._thread.start()
         return time.perf_counter() - started
@@ -130,7 +130,14 @@ class CheckpointSaver:
             return None
         return Score(name=self._measure, value=value)
 
-    def _write(self, state: TrainingState, plain: PlainParts, copies: dict[str, Tensor], score: Score | None) -> None:
+    def _write(
+        self,
+        state: TrainingState,
+        plain: PlainParts,
+        own: dict[str, Tensor],
+        copies: dict[str, Tensor],
+        score: Score | None,
+    ) -> None:
         store, path = self._run.store, checkpoint_path(state.position)
 
         def finish(entries: dict[str, Entry]) -> None:
@@ -143,7 +150,7 @@ class CheckpointSaver:
             self._remove_others(state.position, score)
 
         try:
-            save_state(store, path, state.tensors, copies, self._side, finish)
+            save_state(store, path, own, copies, self._side, finish)
         except (Exception, CheckpointException) as error:
             self._failure = _explain(error, self._run, state.position)
             if self._side.rank == 0:

@@ -2,7 +2,7 @@
 
 ``state/`` of a checkpoint holds what ``torch.distributed.checkpoint.FileSystemReader`` reads too: files
 ``__<rank>_<n>.distcp``, and ``.metadata``, which says where in them each piece of each tensor lies. A tensor that all
-ranks hold whole is written by one of them; the pieces of a DTensor by their owners. Whoever loads gives the tensors to
+ranks hold whole is written by one of them (`own_share`); the pieces of a DTensor by their owners. Whoever loads gives the tensors to
 load into, whole or in other pieces than they were saved in.
 
 Files are put together in memory, so that they are written whole or not at all, and tried again on S3; ``FILE_BYTES``
@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
 from coca.manifest import Entry, file_entry
@@ -54,7 +55,7 @@ def save_state(
     """Write the state into the checkpoint folder ``path``, which is emptied first. Collective.
 
     Args:
-        tensors: plain or DTensors; only their shapes and placements are looked at.
+        tensors: what this rank is to write, plain or DTensors; only their shapes and placements are looked at.
         copies: by the same names, what this rank holds of each, on the CPU.
         finished: called on rank 0 once every rank's files are there, with the manifest's entries of all of them.
 
@@ -88,6 +89,33 @@ def load_state(folder: Store, metadata: Metadata, tensors: Mapping[str, Tensor],
         process_group=side.group,
         no_dist=side.group is None,
     )
+
+
+def own_share(tensors: Mapping[str, Tensor], side: SideGroup) -> dict[str, Tensor]:
+    """What this rank is to write: of a tensor that lies in several copies, over ranks or groups of ranks, each copy
+    takes some names, of about as many bytes. So a rank keeps a host copy of its share of the state and no more."""
+    filled: dict[int, list[int]] = {}
+    own = set()
+    for name in sorted(tensors, key=lambda name: (-tensors[name].nbytes, name)):  # the same on every rank
+        number, copies = _place_among_copies(tensors[name], side)
+        share = filled.setdefault(copies, [0] * copies)
+        least = share.index(min(share))
+        share[least] += tensors[name].nbytes
+        if least == number:
+            own.add(name)
+    return {name: tensor for name, tensor in tensors.items() if name in own}
+
+
+def _place_among_copies(tensor: Tensor, side: SideGroup) -> tuple[int, int]:
+    """Which of how many copies of a tensor this rank holds, or a piece of."""
+    if not isinstance(tensor, DTensor):
+        return side.rank, side.size
+    number, copies = 0, 1
+    for dim, placement in enumerate(tensor.placements):
+        if placement.is_replicate():
+            number = number * tensor.device_mesh.size(dim) + tensor.device_mesh.get_local_rank(dim)
+            copies *= tensor.device_mesh.size(dim)
+    return number, copies
 
 
 @dataclass(frozen=True)

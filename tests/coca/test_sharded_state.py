@@ -9,10 +9,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from coca.manifest import Entry, file_entry
-from coca.sharded_state import METADATA, load_state, save_state
+from coca.sharded_state import METADATA, load_state, own_share, save_state
 from coca.side_group import SideGroup
 from coca.state_metadata import describe_misfit, parse_metadata
 from coca.storage import Store
@@ -23,7 +24,8 @@ from tests.coca.rank_processes import run_phases
 
 def save(store: Store, tensors: dict[str, Tensor], side: SideGroup) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
-    save_state(store, "c", tensors, HostCopies().take(tensors), side, entries.update)
+    own = own_share(tensors, side)
+    save_state(store, "c", own, HostCopies().take(own), side, entries.update)
     return entries
 
 
@@ -99,13 +101,13 @@ def test_a_misfit_is_named(tmp_path: Path) -> None:
     ]
 
 
-def make_sharded(seed: int) -> dict[str, Tensor]:
+def make_sharded(seed: int, mesh: DeviceMesh | None = None) -> dict[str, Tensor]:
     """Blocks in shards, of which some do not divide by the ranks; and a scalar that all ranks hold."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
     for block in model:
-        fully_shard(block)
-    fully_shard(model)
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
     return {**model.state_dict(), "scalar": torch.tensor(float(seed)), "big": torch.full((64,), float(seed))}
 
 
@@ -124,9 +126,25 @@ def save_sharded(folder: str) -> None:
             assert written == {"0", "1", "2", "3"}  # what all hold is shared out too
 
 
+def save_hybrid(folder: str) -> None:
+    """Two copies, each over two ranks: a piece is copied by one of the two ranks that hold it."""
+    tensors = make_sharded(1, init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
+    with SideGroup() as side:
+        assert [sorted(own) for own in side.gather(list(own_share(tensors, side)))] == [
+            ["0.weight", "big"],
+            ["0.weight", "scalar"],
+            ["0.bias", "1.bias", "1.weight"],
+            ["0.bias", "1.bias", "1.weight"],
+        ]
+        save(Store(folder), tensors, side)
+
+
 def save_whole(folder: str) -> None:
     with SideGroup() as side:
-        save(Store(folder), make_whole(1), side)
+        tensors = make_whole(1)
+        shares = [set(own) for own in side.gather(list(own_share(tensors, side)))]
+        assert shares == [{"big", "scalar"}, tensors.keys() - {"big", "scalar"}]  # 260 bytes and 264
+        save(Store(folder), tensors, side)
 
 
 def load_sharded(folder: str) -> None:
@@ -160,5 +178,5 @@ def fail_on_one(folder: str) -> None:
 def test_other_pieces_than_it_was_saved_in(tmp_path: Path) -> None:
     """4 ranks in shards; then 3 in shards, and one process whole; and the other way round."""
     phases = [("save_sharded", 4), ("load_sharded", 3), ("load_whole", 0), ("save_whole", 2), ("load_sharded", 2)]
-    phases += [("fail_on_one", 2)]
+    phases += [("save_hybrid", 4), ("load_sharded", 2), ("fail_on_one", 2)]
     run_phases(__name__, phases, str(tmp_path))
