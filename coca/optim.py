@@ -89,11 +89,12 @@ class Optimizer:
             return Muon(groups, learning_rate=self._peak(kind))
         if kind == "adafactor":
             return Adafactor(groups, learning_rate=self._peak(kind), betas=self._config.betas)
-        optimizer = torch.optim.AdamW(groups, lr=self._peak(kind), betas=self._config.betas)
+        fused = _has_fused_kernel(groups)
+        optimizer = torch.optim.AdamW(groups, lr=self._peak(kind), betas=self._config.betas, fused=fused)
         for group in optimizer.param_groups:
             for part in group["params"]:
                 zeros = {key: torch.zeros_like(part.detach()) for key in ("exp_avg", "exp_avg_sq")}
-                optimizer.state[part] = {"step": torch.tensor(0.0)} | zeros
+                optimizer.state[part] = {"step": torch.zeros((), device=part.device if fused else "cpu")} | zeros
         return optimizer
 
     def _peak(self, kind: str) -> float:
@@ -118,6 +119,12 @@ def _grouped(stepped: dict[str, Tensor], by_name: dict[str, Treatment]) -> dict[
         settings = {"weight_decay": treatment.weight_decay, "learning_rate_factor": treatment.learning_rate_factor}
         groups.setdefault(treatment.optimizer, []).append({"params": parts, **settings})
     return groups
+
+
+def _has_fused_kernel(groups: list[dict[str, Any]]) -> bool:
+    """One pass over weights, gradients and moments instead of one for each operation. Not on CPUs, where what an
+    element becomes depends on how threads share out the tensor: a run would not go on bit for bit with more of them."""
+    return all(part.is_cuda for group in groups for part in group["params"])
 
 
 def _global_norm(gradients: list[Tensor]) -> Tensor:

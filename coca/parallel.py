@@ -12,23 +12,34 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from coca.distributed import rank, sum_over_ranks, world_size
 from coca.errors import BadInput
 from coca.layers import CrossBlock
+from coca.memory import Precision
 from coca.model import CoCa
 from coca.objective import Objective
 from coca.train_config import ParallelConfig
 
 
-def parallelize(objective: Objective, config: ParallelConfig, device: torch.device) -> nn.Module:
+_GATHERED = {
+    "float32": MixedPrecisionPolicy(),
+    # What comes into a block stays as it is: autocast says what is computed in which precision.
+    "bfloat16": MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False),
+}
+
+
+def parallelize(
+    objective: Objective, config: ParallelConfig, device: torch.device, precision: Precision = "float32"
+) -> nn.Module:
     """The objective over all workers of the process group; itself where there is only one.
 
-    Every worker holds the same weights, on ``device``. With fsdp the parameters become ``DTensor``s in place, so
-    optimizers are to be made afterwards; scalar parameters, such as the temperature, stay whole.
+    Every worker holds the same weights, on ``device``. With fsdp matrices become ``DTensor``s in place, so optimizers
+    are to be made afterwards; vectors and scalars, a thousandth of a model, stay whole. In bfloat16 the blocks' matrices
+    are gathered as autocast would have them, at half the traffic; gradients are summed in float32 all the same.
 
     Raises:
         BadInput: as ``check_shards``.
@@ -41,7 +52,7 @@ def parallelize(objective: Objective, config: ParallelConfig, device: torch.devi
         return DistributedDataParallel(objective, device_ids=devices, gradient_as_bucket_view=True)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # where FSDP puts what it gathers
-    return _sharded(objective, config, _mesh(config, device))
+    return _sharded(objective, config, _mesh(config, device), precision)
 
 
 def check_shards(config: ParallelConfig, workers: int) -> None:
@@ -80,9 +91,9 @@ def average_whole_gradients(objective: nn.Module) -> None:
         return
     whole = [parameter.grad for parameter in _whole_parameters(objective) if parameter.grad is not None]
     if whole:
-        mean = sum_over_ranks(torch.stack(whole)) / world_size()
-        for gradient, value in zip(whole, mean, strict=True):
-            gradient.copy_(value)
+        mean = sum_over_ranks(torch.cat([gradient.flatten() for gradient in whole])) / world_size()
+        for gradient, value in zip(whole, mean.split([gradient.numel() for gradient in whole]), strict=True):
+            gradient.copy_(value.view_as(gradient))
 
 
 def full_weights(model: CoCa) -> dict[str, Tensor]:
@@ -103,7 +114,7 @@ def _mesh(config: ParallelConfig, device: torch.device) -> DeviceMesh:
     return init_device_mesh(device.type, (world_size() // shards, shards), mesh_dim_names=("replicate", "shard"))
 
 
-def _sharded(objective: Objective, config: ParallelConfig, mesh: DeviceMesh) -> nn.Module:
+def _sharded(objective: Objective, config: ParallelConfig, mesh: DeviceMesh, precision: Precision) -> nn.Module:
     model = objective.model
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()  # convolutions lie channels last, which FSDP does not know
@@ -111,26 +122,28 @@ def _sharded(objective: Objective, config: ParallelConfig, mesh: DeviceMesh) -> 
         objective.compile_blocks()
     # A linear layer's output is a view; nothing here writes into it.
     warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view tensor", UserWarning)
+    ignored, gathered = set(_whole_parameters(objective)), _GATHERED[precision]
     for unit in _units(model):
-        fully_shard(unit, mesh=mesh, reshard_after_forward=config.reshard_after_forward)
+        reshard = config.reshard_after_forward
+        fully_shard(unit, mesh=mesh, reshard_after_forward=reshard, mp_policy=gathered, ignored_params=ignored)
     # What is left belongs to the objective, and stays gathered from its forward pass to the end of the backward pass:
-    # embeddings, positions, norms, projections, and the head, which the loss multiplies by.
-    fully_shard(objective, mesh=mesh, reshard_after_forward=False, ignored_params=set(_whole_parameters(objective)))
+    # embeddings, positions, projections, and the head, which the loss multiplies by.
+    fully_shard(objective, mesh=mesh, reshard_after_forward=False, ignored_params=ignored)
     register_fsdp_forward_method(objective, "features")
     return objective
 
 
-def _units(model: CoCa) -> Iterator[nn.Module | list[nn.Module]]:
-    """The modules, or groups of them, whose weights are gathered together, inner ones first."""
+def _units(model: CoCa) -> Iterator[nn.Module]:
+    """The modules whose weights are gathered together, inner ones first."""
     for block in model.multimodal.blocks:
         # A block's keys and values of the image are made before its forward pass begins.
-        source_norm, kv = cast(CrossBlock, block).source_norm, cast(CrossBlock, block).cross_attention.kv
-        yield kv if source_norm is None else [source_norm, kv]
+        yield cast(CrossBlock, block).cross_attention.kv
     for stack in (model.vision, model.unimodal, model.multimodal):
         yield from stack.blocks
     yield from (pooler for pooler in (model.caption_pooler, model.contrastive_pooler) if pooler is not None)
 
 
 def _whole_parameters(objective: nn.Module) -> list[nn.Parameter]:
-    """The scalars: a tensor without a dimension cannot be sharded."""
-    return [parameter for parameter in objective.parameters() if parameter.ndim == 0]
+    """Vectors and scalars. Autocast computes norms in float32, so theirs cannot travel in bfloat16 with the matrices of
+    their block; and a tensor without a dimension cannot be sharded."""
+    return [parameter for parameter in objective.parameters() if parameter.ndim < 2]

@@ -80,7 +80,9 @@ def train(
     config = fit_to_tokenizer(config, mixture.tokenizer)
     model = CoCa(config.model).to(device)
     model.checkpoint_activations(config.activation_checkpointing)
-    objective = parallelize(Objective(model, config.loss, compiled=config.compile), config.parallel, device)
+    objective = parallelize(
+        Objective(model, config.loss, compiled=config.compile), config.parallel, device, config.precision
+    )
     optimizer = Optimizer(model, config.optimizer, config.steps)
     ema = Ema(model, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=config.precision == "bfloat16")

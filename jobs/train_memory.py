@@ -34,16 +34,18 @@ def worker_bytes(train: TrainConfig, workers: int, state: Mapping[str, int]) -> 
     largest = train.model.model_copy(update={"vision": vision})
     step = memory(largest, rows, train.precision, checkpointing=train.activation_checkpointing)
     shards = (parallel.shard_workers or workers) if parallel.kind == "fsdp" else 1
-    gathered = state["weights"]
-    if shards > 1 and parallel.reshard_after_forward:
-        # Between blocks the rest stays gathered, and the next block's weights come while one works.
-        gathered = state["weights"] - sum(_blocks(train)) + 2 * max(_blocks(train))
+    blocks = _blocks(train)
+    between = state["weights"] - sum(blocks)  # stays gathered
+    # With resharding the next block's weights come while one works.
+    in_blocks = 2 * max(blocks) if parallel.reshard_after_forward else sum(blocks)
+    gathered = between + (in_blocks // 2 if train.precision == "bfloat16" else in_blocks)
     parts = {
-        "weights": state["weights"] // shards + (gathered if shards > 1 else 0),
+        "weights": state["weights"] // shards + gathered if shards > 1 else state["weights"],
         "gradients": state["weights"] // shards,
         "optimizer": state["optimizer"] // shards,
         "averaged_weights": state["ema"] // shards,
-        "bfloat16_copies": step.weight_copies * gathered // state["weights"],
+        # FSDP gathers the blocks' weights as such.
+        "bfloat16_copies": step.weight_copies * (between if shards > 1 else state["weights"]) // state["weights"],
         "activations": step.activations,
     }
     return {**parts, "total": sum(parts.values())}

@@ -71,7 +71,7 @@ def compute(case: Case) -> Result:
     torch.compiler.reset()
     with patch("torch.compile", partial(torch.compile, backend="aot_eager")):
         objective = build(case)
-        over_all = parallelize(objective, case.parallel, CPU)
+        over_all = parallelize(objective, case.parallel, CPU, "bfloat16" if case.bfloat16 else "float32")
     losses = run_once(case, over_all)
     return Result(sum_over_ranks(losses) / world_size(), whole_gradients(objective.model))
 

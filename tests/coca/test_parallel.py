@@ -10,7 +10,7 @@ from coca.config import ModelConfig, ResNetConfig
 from coca.errors import BadInput
 from coca.parallel import check_shards, full_weights, parallelize
 from coca.train_config import LossConfig, ParallelConfig
-from tests.coca.gradients import CPU, Case, assert_close, build, compute, run_once
+from tests.coca.gradients import CPU, Case, Result, assert_close, build, compute, run_once
 from tests.coca.processes import Processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,6 +64,49 @@ def test_four_workers_give_the_gradients_of_one(
         assert_close(found, expected)
 
 
+def gathered_in(case: Case) -> dict[str, torch.dtype]:
+    """What the weights are within a forward pass, and all gradients behind it."""
+    objective, found = build(case), {}
+    over_all = parallelize(objective, case.parallel, CPU, "bfloat16")
+    for stack in (objective.model.vision, objective.model.multimodal):
+
+        def look(mlp: Any, inputs: Any) -> None:
+            found.update({"mlp." + name: parameter.dtype for name, parameter in mlp.named_parameters()})
+            found["head"] = objective.model.head_VD.dtype
+
+        stack.blocks[0].mlp.register_forward_pre_hook(look)
+    run_once(case, over_all)
+    gradients = {parameter.grad.dtype for parameter in objective.parameters()}  # type: ignore[union-attr]
+    assert gradients == {torch.float32}
+    return found
+
+
+def test_bfloat16_matrices_are_gathered_in_bfloat16(processes: Processes, tiny_model: ModelConfig) -> None:
+    half, single = torch.bfloat16, torch.float32
+    for found in processes.run(2, gathered_in, Case(tiny_model, parallel=FSDP, bfloat16=True)):
+        assert found == {
+            **{"mlp.expand.weight": half, "mlp.expand.bias": single},
+            **{"mlp.contract.weight": half, "mlp.contract.bias": single},
+            "head": single,
+        }
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_bfloat16_gradients_are_those_of_one_process(processes: Processes, tiny_model: ModelConfig, name: str) -> None:
+    """As near with FSDP as with DDP, where all that differs is which rows a rank sums."""
+    case = variant(tiny_model, name)._replace(bfloat16=True)
+    expected = without_noise(compute(case))
+    for parallel in (DDP, FSDP):
+        for found in processes.run(2, compute, case._replace(parallel=parallel)):
+            assert_close(without_noise(found), expected, 0.05)
+
+
+def without_noise(result: Result) -> Result:
+    """Without those gradients that are 0 but for rounding, which bfloat16 has more of."""
+    kept = {name: value for name, value in result.gradients.items() if not name.endswith("key_norm.bias")}
+    return result._replace(gradients=kept)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("parallel", [DDP, FSDP], ids=str)
@@ -89,13 +132,14 @@ def train_two_steps(case: Case) -> dict[str, Any]:
         optimizer.zero_grad()
         model.log_logit_scale.data.add_(100)
         model.clamp_logit_scale()
-    held = [value.to_local() if isinstance(value, DTensor) else value for value in model.parameters()]
+    matrices = [value for value in model.parameters() if value.ndim > 1]  # the others stay whole
+    held = [value.to_local() if isinstance(value, DTensor) else value for value in matrices]
     return {
         "before": before,
         "after": full_weights(model),
         "scale": float(model.logit_scale.detach()),
         "held": sum(value.numel() for value in held),
-        "all": sum(value.numel() for value in model.parameters()),
+        "all": sum(value.numel() for value in matrices),
     }
 
 
