@@ -12,6 +12,7 @@ Run: python benchmarks/checkpoint_pause.py [--parameters 100] [--steps 25] [--ev
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -134,7 +135,7 @@ def row_of(options: argparse.Namespace, config: TrainConfig, runs: dict[int, lis
 def step_times(rows: list[dict[str, Any]]) -> list[float]:
     """Seconds from row to row, behind the first, which warms up; pauses are counted in the row after them."""
     walls = [row["wall_s"] for row in rows]
-    return [later - earlier for earlier, later in zip(walls[1:], walls[2:])]
+    return [later - earlier for earlier, later in itertools.pairwise(walls[1:])]
 
 
 if __name__ == "__main__":

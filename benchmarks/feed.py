@@ -66,8 +66,8 @@ def speed_rows(work: Path, arguments: argparse.Namespace) -> Iterator[dict[str, 
     """A row for a peer is known when it has run in each round, and ours have."""
     packages = str(next((PEER / "lib").glob("python*/site-packages")))
     sides: dict[str, tuple[Any, ...]] = {
-        "threads": ("ours", work, arguments.samples, "threads"),
         "processes": ("ours", work, arguments.samples, "processes"),
+        "threads": ("ours", work, arguments.samples, "threads"),
         "bare_threads": ("bare_threads", work, arguments.samples // 2),
         "bare_processes": ("bare_processes", work, arguments.samples // 2),
         "ray.data": ("ray_data", work, arguments.samples),
@@ -87,7 +87,7 @@ def speed_rows(work: Path, arguments: argparse.Namespace) -> Iterator[dict[str, 
             print(f"{name}: {rate:.0f} samples/s, {time.monotonic() - began:.0f} s in all", file=sys.stderr, flush=True)
             ready = {each for each, timings in found.items() if len(timings) == arguments.rounds}
             for peer, (forms, bar) in list(waiting.items()):
-                if ready.issuperset(("threads", "processes", *forms)):
+                if ready.issuperset(("processes", "threads", *forms)):
                     del waiting[peer]
                     yield speed_row(found, peer, forms, bar)
 
@@ -95,13 +95,13 @@ def speed_rows(work: Path, arguments: argparse.Namespace) -> Iterator[dict[str, 
 def speed_row(
     found: dict[str, list[dict[str, float]]], peer: str, forms: tuple[str, ...], bar: float
 ) -> dict[str, Any]:
-    """Ours is what a run gets by default, threads; processes stand beside. Of a peer's forms the fastest counts."""
+    """Ours is what a run gets by default, processes; threads stand beside. Of a peer's forms the fastest counts."""
     fastest = max(forms, key=lambda form: statistics.median(each["samples_per_s"] for each in found[form]))
     row: dict[str, Any] = {"benchmark": f"feed against {peer}", "against": fastest}
-    for name in ("threads", "processes", *forms):
+    for name in ("processes", "threads", *forms):
         for key in found[name][0]:
             row[f"{name}_{key}"] = round(statistics.median(each[key] for each in found[name]), 3)
-    for name in ("threads", "processes"):
+    for name in ("processes", "threads"):
         pairs = zip(found[name], found[fastest], strict=True)
         row[f"{name}_ratio"] = spread([our["samples_per_s"] / their["samples_per_s"] for our, their in pairs])
     return row | {"ratio_bar": bar}

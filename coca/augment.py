@@ -1,4 +1,9 @@
-"""Random views of training pictures: a pure function of (seed, sample, pass), never of rank or time."""
+"""Random views of training pictures: a pure function of (seed, sample, pass), never of rank or time.
+
+Shapes: H = W = size, C = 3 channels.
+"""
+
+import warnings
 
 import numpy as np
 from PIL import Image
@@ -6,22 +11,36 @@ from PIL import Image
 from coca.images import model_pixels
 from coca.train_config import AugmentConfig
 
+warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes into it
+
 
 def random_view(
-    image: Image.Image, size: int, config: AugmentConfig, *, seed: int, sample_id: str, lane_pass: int
-) -> np.ndarray:
-    """uint8 pixels (size, size, 3) of a random square crop, or of the centre crop where cropping is off.
+    image: Image.Image, pixels_HWC: np.ndarray, config: AugmentConfig, *, seed: int, sample_id: str, lane_pass: int
+) -> None:
+    """Write a random square crop into ``pixels_HWC`` (uint8), or the centre crop where cropping is off.
 
     The crop keeps at least ``config.min_crop_area`` of the largest square and lies anywhere in the picture (Szegedy et
     al. 2015, without the change of aspect ratio, which captions about size and place would not survive).
     """
     if config.min_crop_area == 1:
-        return model_pixels(image, size)
+        pixels_HWC[:] = model_pixels(image, len(pixels_HWC))
+        return
     random = _random(seed, sample_id, lane_pass)
-    side = min(image.size) * np.sqrt(random.uniform(config.min_crop_area, 1))
-    left, top = random.uniform(0, image.width - side), random.uniform(0, image.height - side)
-    view = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-    return np.asarray(view)
+    side = max(1, round(min(image.size) * random.uniform(config.min_crop_area, 1) ** 0.5))
+    left, top = (int(random.uniform(0, length - side + 1)) for length in image.size)
+    _resize(image.crop((left, top, left + side, top + side)), pixels_HWC)
+
+
+def _resize(image: Image.Image, pixels_HWC: np.ndarray) -> None:
+    """Pillow's bicubic filter as torch has it, with vector instructions: a third of the time, and one value in 500 by
+    one or two levels apart. The operation itself, since what ``interpolate`` returns would have to be copied."""
+    import torch  # here: where nothing is cropped, a process that decodes needs none
+
+    source_1CHW, target_1CHW = (
+        torch.from_numpy(array).permute(2, 0, 1)[None] for array in (np.asarray(image), pixels_HWC)
+    )
+    size = list(target_1CHW.shape[2:])
+    torch.ops.aten._upsample_bicubic2d_aa.out(source_1CHW, size, False, None, None, out=target_1CHW)
 
 
 def kept_patches(patches: int, keep: int, *, seed: int, sample_id: str, lane_pass: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Encoded pictures to the pixels of a batch, in threads here or in processes beside (`coca.decode_processes`).
 
-Where and when a picture is decoded never decides how it looks: its view is a function of (seed, sample, pass). No
-torch: processes that only decode start fast and stay small.
+Where and when a picture is decoded never decides how it looks: its view is a function of (seed, sample, pass). Views
+are drawn where the batch lies: to copy them would take a tenth of the time of decoding.
 
 Shapes: B pictures, H = W = size, C = 3 channels.
 """
@@ -64,21 +64,21 @@ class View(NamedTuple):
     augment: AugmentConfig
     seed: int
 
-    def of(self, picture: Picture, size: int) -> np.ndarray:
-        """uint8 (size, size, 3).
+    def draw(self, picture: Picture, pixels_HWC: np.ndarray) -> None:
+        """Write it into ``pixels_HWC`` (uint8), which says its size.
 
         Raises:
             RunFailed: the picture does not decode.
         """
         try:
-            image = self._decode(picture.encoded, size)
+            image = self._decode(picture.encoded, len(pixels_HWC))
         except ImageProblem as problem:
             raise Undecodable(
                 f"sample {picture.sample_id} does not decode: {problem}. Withdraw it, or where that was done meanwhile,"
                 " give the same command again"
             ) from None
-        return random_view(
-            image, size, self.augment, seed=self.seed, sample_id=picture.sample_id, lane_pass=picture.lane_pass
+        random_view(
+            image, pixels_HWC, self.augment, seed=self.seed, sample_id=picture.sample_id, lane_pass=picture.lane_pass
         )
 
     def _decode(self, encoded: bytes, size: int) -> Image.Image:
@@ -121,11 +121,14 @@ class DecodingBatch:
         if not pictures:
             self.future.set_result(self._pixels_BHWC)
 
-    def fill(self, start: int, pixels_BHWC: np.ndarray) -> None:
-        """Pixels of the pictures from ``start`` on; the last part makes the result."""
-        self._pixels_BHWC[start : start + len(pixels_BHWC)] = pixels_BHWC
+    def part(self, start: int, stop: int) -> np.ndarray:
+        """Where the pixels of these pictures go; followed by ``finish``."""
+        return self._pixels_BHWC[start:stop]
+
+    def finish(self, count: int) -> None:
+        """So many more pictures are there; the last of them make the result."""
         with self._lock:
-            self._left -= len(pixels_BHWC)
+            self._left -= count
             if self._left == 0 and not self.future.done():
                 self.future.set_result(self._pixels_BHWC)
 
@@ -159,6 +162,7 @@ class ThreadDecoder(Decoder):
             try:
                 if self._closed.is_set():
                     raise CancelledError
-                batch.fill(index, self._view.of(batch.pictures[index], batch.size)[None])
+                self._view.draw(batch.pictures[index], batch.part(index, index + 1)[0])
+                batch.finish(1)
             except BaseException as error:  # raised to whoever waits for the batch
                 batch.fail(error)

@@ -252,7 +252,8 @@ class _Worker:
         else:
             encoded_bytes = sum(len(each.encoded) for each in chunk.pictures)
             pixels_BHWC = pixels_in(self._slots[slot], encoded_bytes, chunk.stop - chunk.start, chunk.batch.size)
-            chunk.batch.fill(chunk.start, pixels_BHWC)
+            chunk.batch.part(chunk.start, chunk.stop)[:] = pixels_BHWC
+            chunk.batch.finish(chunk.stop - chunk.start)
         self._free.append(slot)
         self.begun_s = time.monotonic()
 

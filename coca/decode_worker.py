@@ -53,6 +53,8 @@ def main() -> None:
     slots = [mmap.mmap(int(memory), os.fstat(int(memory)).st_size) for memory in memories]
     fields = json.loads(view)
     decoding = View(AugmentConfig(**fields["augment"]), fields["seed"])
+    if decoding.augment.min_crop_area < 1:
+        import torch  # noqa: F401  now, while the parent is still busy with other things
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     try:
         connection.sendall(READY)
@@ -74,7 +76,7 @@ def _decode(view: View, memory: mmap.mmap, asked: dict[str, Any]) -> str | None:
     try:
         for index, (length, sample_id, lane_pass) in enumerate(pictures):
             picture = Picture(memory[start : start + length], sample_id, lane_pass)
-            pixels_BHWC[index] = view.of(picture, size)
+            view.draw(picture, pixels_BHWC[index])
             start += length
     except RunFailed as error:
         return str(error)

@@ -145,12 +145,16 @@ class _Group:
 
 def _binary_memory(column: pa.ChunkedArray) -> tuple[memoryview, list[int]]:
     """The bytes of all rows end to end, and where each begins and the last one ends."""
-    array = column.cast(pa.large_binary()).combine_chunks()  # several chunks may be more than offsets of 32 bits reach
+    array = _one_chunk(column.cast(pa.large_binary()))  # several chunks may be more than offsets of 32 bits reach
     _, ends, data = array.buffers()
     return memoryview(data or b""), np.frombuffer(ends, np.int64)[array.offset :][: len(array) + 1].tolist()
 
 
 def _list_memory(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], list[int]]:
     """The values of all rows end to end, and where each row of them begins and the last one ends."""
-    array = column.combine_chunks()
+    array = _one_chunk(column)
     return array.values.to_numpy(), array.offsets.tolist()
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies always

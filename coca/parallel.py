@@ -24,7 +24,6 @@ from coca.model import CoCa
 from coca.objective import Objective
 from coca.train_config import ParallelConfig
 
-
 _GATHERED = {
     "float32": MixedPrecisionPolicy(),
     # What comes into a block stays as it is: autocast says what is computed in which precision.
@@ -38,8 +37,8 @@ def parallelize(
     """The objective over all workers of the process group; itself where there is only one.
 
     Every worker holds the same weights, on ``device``. With fsdp matrices become ``DTensor``s in place, so optimizers
-    are to be made afterwards; vectors and scalars, a thousandth of a model, stay whole. In bfloat16 the blocks' matrices
-    are gathered as autocast would have them, at half the traffic; gradients are summed in float32 all the same.
+    are to be made afterwards; vectors and scalars, a thousandth of a model, stay whole. In bfloat16 the matrices of
+    blocks are gathered as autocast would have them, at half the traffic; gradients are summed in float32 all the same.
 
     Raises:
         BadInput: as ``check_shards``.

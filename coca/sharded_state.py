@@ -2,8 +2,8 @@
 
 ``state/`` of a checkpoint holds what ``torch.distributed.checkpoint.FileSystemReader`` reads too: files
 ``__<rank>_<n>.distcp``, and ``.metadata``, which says where in them each piece of each tensor lies. A tensor that all
-ranks hold whole is written by one of them (`own_share`); the pieces of a DTensor by their owners. Whoever loads gives the tensors to
-load into, whole or in other pieces than they were saved in.
+ranks hold whole is written by one of them (`own_share`); the pieces of a DTensor by their owners. Whoever loads gives
+the tensors to load into, whole or in other pieces than they were saved in.
 
 Files are put together in memory, so that they are written whole or not at all, and tried again on S3; ``FILE_BYTES``
 bounds that memory.

@@ -124,9 +124,9 @@ class FeedConfig(Config):
     """Folder to write the batches into as they come, for source: recorded."""
     recording: str | None = None
     """source: recorded: the folder to read from; after its last batch it begins again."""
-    decode: Literal["threads", "processes", "ray"] = "threads"
-    """Where pictures are decoded and cropped: beside the trainer in threads or in processes, or by Ray tasks, on nodes
-    with free CPUs."""
+    decode: Literal["processes", "threads", "ray"] = "processes"
+    """Where pictures are decoded and cropped: beside the trainer in processes; in its threads, which start at once and
+    share its interpreter, enough for one or two CPUs; or by Ray tasks, on nodes with free CPUs."""
     decode_workers: NonNegativeInt = 0
     """Threads or processes of each worker, or Ray tasks of all workers together; 0 for as many as there are CPUs: on
     the node, shared among its workers, or with ray in the cluster."""

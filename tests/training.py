@@ -17,7 +17,7 @@ from coca.train_config import FeedConfig, TrainConfig
 
 def train_alone(config: TrainConfig, dataset: Dataset, run: RunFolder, **options: Any) -> dict[str, Any]:
     """What `coca.train.train` returns for one dataset and one process on the CPU."""
-    mixture, feed = Mixture([Source(dataset)]), FeedConfig(decode_workers=1)
+    mixture, feed = Mixture([Source(dataset)]), FeedConfig(decode="threads", decode_workers=1)
     decoder = make_decoder(feed, config.augment, config.seed)
     fitted = fit_to_tokenizer(config, mixture.tokenizer)
     with contextlib.closing(Feed(mixture, fitted, feed, rank=0, world_size=1, decoder=decoder)) as source:

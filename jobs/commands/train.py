@@ -50,7 +50,7 @@ class WorkerRange(click.ParamType):
 @click.option("--steps", type=int, help="Optimizer steps of the whole run.")
 @click.option("--batch-size", type=int, help="Samples of the global batch.")
 @click.option("--held-out", metavar="FILE", help="Parquet with `image` and `captions` to evaluate on.")
-@click.option("--decode-on", type=click.Choice(["threads", "processes", "ray"]), help="Where pictures are decoded.")
+@click.option("--decode-on", type=click.Choice(["processes", "threads", "ray"]), help="Where pictures are decoded.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what it will take, without training.")
 @click.option("--must-be-new", is_flag=True, help="Refuse to go on with an existing run.")
 @config_options

@@ -1,6 +1,9 @@
 """Random views: repeatable, bounded, different at each pass."""
 
+from typing import Any
+
 import numpy as np
+import pytest
 from PIL import Image
 
 from coca.augment import kept_patches, random_view
@@ -13,7 +16,13 @@ HALF = AugmentConfig(min_crop_area=0.5)
 
 
 def view(config: AugmentConfig, seed: int = 0, sample_id: str = "0" * 31 + "a", lane_pass: int = 0) -> np.ndarray:
-    return random_view(IMAGE, 24, config, seed=seed, sample_id=sample_id, lane_pass=lane_pass)
+    return drawn(IMAGE, config, seed=seed, sample_id=sample_id, lane_pass=lane_pass)
+
+
+def drawn(image: Image.Image, config: AugmentConfig, size: int = 24, **of: Any) -> np.ndarray:
+    pixels_HWC = np.zeros((size, size, 3), np.uint8)
+    random_view(image, pixels_HWC, config, **of)
+    return pixels_HWC
 
 
 def test_off_gives_what_evaluation_sees() -> None:
@@ -35,6 +44,30 @@ def test_the_crop_keeps_at_least_the_area() -> None:
         seen = view(HALF, lane_pass=lane_pass).astype(int)
         side = (seen[0, -1, 0] - seen[0, 0, 0]) / 2 * 24 / 23
         assert 60 * np.sqrt(0.5) - 1.5 <= side <= 61.5
+
+
+@pytest.mark.parametrize(("width", "height", "size"), [(400, 300, 224), (1000, 640, 224), (60, 80, 224), (1, 1, 7)])
+def test_views_are_resized_as_by_pillow(width: int, height: int, size: int) -> None:
+    """Shrunk and enlarged: of photographs' values few are another, by little."""
+    coarse = np.random.default_rng(0).integers(0, 255, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    whole = AugmentConfig(min_crop_area=1 - 1e-9)  # the largest square, somewhere
+    view = drawn(image, whole, size, seed=0, sample_id="a", lane_pass=0)
+    side = min(width, height)
+    lefts = range(width - side + 1) if width > height else [0]
+    tops = range(height - side + 1) if height > width else [0]
+    crops = (image.crop((left, top, left + side, top + side)) for left in lefts for top in tops)
+    by_pillow = (np.asarray(crop.resize((size, size), Image.Resampling.BICUBIC)) for crop in crops)
+    difference = min((np.abs(view.astype(int) - each) for each in by_pillow), key=np.sum)
+    assert difference.max() <= 2
+    assert (difference > 0).mean() < 0.02
+
+
+def test_a_view_is_drawn_into_its_place_in_a_batch() -> None:
+    batch = np.zeros((3, 24, 24, 3), np.uint8)
+    random_view(IMAGE, batch[1], HALF, seed=0, sample_id="0" * 31 + "a", lane_pass=0)
+    assert np.array_equal(batch[1], view(HALF))
+    assert not batch[::2].any()
 
 
 def kept(seed: int = 0, sample_id: str = "0" * 31 + "a", lane_pass: int = 0) -> list[int]:

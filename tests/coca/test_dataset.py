@@ -167,7 +167,7 @@ def test_training_never_sees_what_is_withdrawn(make_dataset: MakeDataset, tiny_t
     withdraw(dataset, 0, 3)
     withdraw(dataset, 28, 29, path="part-00002.parquet", row_group=2)
     opened = Dataset(dataset.store.uri)
-    decoder = make_decoder(FeedConfig(), tiny_train.augment, tiny_train.seed)
+    decoder = make_decoder(FeedConfig(decode="threads"), tiny_train.augment, tiny_train.seed)
     feed = Feed(Mixture([Source(opened)]), tiny_train, FeedConfig(), rank=0, world_size=1, decoder=decoder)
     seen = [row for number in range(12) for row in feed.batch(number).tokens_BT.tolist()]
     feed.close()

@@ -17,7 +17,7 @@ from coca.augment import random_view
 from coca.decode import Decoder, Picture, ThreadDecoder, View, make_decoder
 from coca.decode_processes import ProcessDecoder
 from coca.errors import BadInput, RunFailed
-from coca.images import ImageLimits, decode_rgb
+from coca.images import ImageLimits, decode_rgb, model_pixels
 from coca.train_config import AugmentConfig, FeedConfig
 
 HALF = AugmentConfig(min_crop_area=0.5)
@@ -36,18 +36,17 @@ PICTURES = [Picture(encoded(n), f"{n:032x}", n % 3) for n in range(21)]
 
 
 def by_hand(pictures: list[Picture], size: int = 24) -> np.ndarray:
-    views = [
-        random_view(
-            decode_rgb(each.encoded, ImageLimits()),
-            size,
-            HALF,
-            seed=3,
-            sample_id=each.sample_id,
-            lane_pass=each.lane_pass,
-        )
-        for each in pictures
-    ]
-    return np.stack(views)
+    pixels_BHWC = np.zeros((len(pictures), size, size, 3), np.uint8)
+    for each, pixels_HWC in zip(pictures, pixels_BHWC, strict=True):
+        image, of = decode_rgb(each.encoded, ImageLimits()), {"sample_id": each.sample_id, "lane_pass": each.lane_pass}
+        random_view(image, pixels_HWC, HALF, seed=3, **of)
+    return pixels_BHWC
+
+
+def drawn(view: View, picture: Picture, size: int) -> np.ndarray:
+    pixels_HWC = np.zeros((size, size, 3), np.uint8)
+    view.draw(picture, pixels_HWC)
+    return pixels_HWC
 
 
 @pytest.fixture(scope="module", params=[ThreadDecoder, ProcessDecoder])
@@ -92,29 +91,28 @@ def test_closing_leaves_nobody_waiting(kind: type[ThreadDecoder | ProcessDecoder
 def test_centre_crops_are_what_evaluation_sees() -> None:
     large = Picture(encoded(0, 400, 320), "0" * 32, 0)
     image = decode_rgb(large.encoded, ImageLimits())
-    whole = View(AugmentConfig(), 0).of(large, 32)
-    assert np.array_equal(whole, random_view(image, 32, AugmentConfig(), seed=0, sample_id="0", lane_pass=0))
+    assert np.array_equal(drawn(View(AugmentConfig(), 0), large, 32), model_pixels(image, 32))
 
 
 def test_a_large_jpeg_is_decoded_scaled_and_looks_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The crop is the same share of the picture; the smallest crop keeps twice the pixels of the view."""
     seen: list[Image.Image] = []
 
-    def spy(image: Image.Image, *args: object, **named: object) -> np.ndarray:
+    def spy(image: Image.Image, *args: object, **named: object) -> None:
         seen.append(image)
-        return random_view(image, *args, **named)  # type: ignore[arg-type]
+        random_view(image, *args, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr("coca.decode.random_view", spy)
     picture = Picture(encoded(1, 1000, 800), "a" * 32, 0)
-    pixels = VIEW.of(picture, 100)
+    pixels = drawn(VIEW, picture, 100)
     assert seen[0].size == (500, 400)  # 400 >= 2 * 100 / sqrt(0.5), and 200 is not
     assert np.abs(pixels.astype(int) - by_hand([picture], 100)[0]).mean() < 1
-    VIEW.of(picture._replace(encoded=encoded(1, 1000, 800, "PNG")), 100)
+    drawn(VIEW, picture._replace(encoded=encoded(1, 1000, 800, "PNG")), 100)
     assert seen[1].size == (1000, 800)
 
 
 def test_the_config_chooses() -> None:
-    for feed, kind in ((FeedConfig(decode_workers=1), ThreadDecoder), (FeedConfig(decode="processes"), ProcessDecoder)):
+    for feed, kind in ((FeedConfig(), ProcessDecoder), (FeedConfig(decode="threads", decode_workers=1), ThreadDecoder)):
         made = make_decoder(feed, HALF, 3)
         assert isinstance(made, kind)
         assert np.array_equal(made.decode(PICTURES[:2], 24), by_hand(PICTURES[:2]))
@@ -144,10 +142,10 @@ def test_a_picture_that_ends_its_process_is_found(monkeypatch: pytest.MonkeyPatc
         "import sys, os\n"
         "if any('coca.decode_worker' in each for each in sys.orig_argv):\n"
         "    import coca.decode\n"
-        "    real = coca.decode.View.of\n"
-        "    def of(view, picture, size):\n"
-        f"        return os._exit(70) if picture.sample_id == {BROKEN.sample_id!r} else real(view, picture, size)\n"
-        "    coca.decode.View.of = of\n"
+        "    real = coca.decode.View.draw\n"
+        "    def draw(view, picture, pixels):\n"
+        f"        return os._exit(70) if picture.sample_id == {BROKEN.sample_id!r} else real(view, picture, pixels)\n"
+        "    coca.decode.View.draw = draw\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     decoder = ProcessDecoder(VIEW, 1)
@@ -197,7 +195,12 @@ def is_running(process: int) -> bool:
         return False
 
 
-def test_what_decodes_knows_no_torch() -> None:
-    code = "import sys, coca.decode_worker, coca.decode_processes; print('torch' in sys.modules)"
+def test_what_decodes_knows_no_torch_where_nothing_is_cropped() -> None:
+    code = (
+        "import sys; from coca.decode import View; from coca.train_config import AugmentConfig\n"
+        "from tests.coca.test_decode import PICTURES, drawn\n"
+        "for area in (1, 0.5):\n"
+        "    drawn(View(AugmentConfig(min_crop_area=area), 0), PICTURES[0], 24); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "False", done.stderr
+    assert done.stdout.split() == ["False", "True"], done.stderr

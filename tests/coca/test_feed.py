@@ -24,7 +24,7 @@ MakeDataset = Callable[..., Dataset]
 
 def make_feed(data: Dataset | Mixture, config: TrainConfig, rank: int = 0, world: int = 1, **feed: int) -> Feed:
     mixture = data if isinstance(data, Mixture) else Mixture([Source(data)])
-    settings = FeedConfig(decode_workers=2, **feed)
+    settings = FeedConfig(decode="threads", decode_workers=2, **feed)
     decoder = make_decoder(settings, config.augment, config.seed)
     return Feed(mixture, config, settings, rank=rank, world_size=world, decoder=decoder)
 

@@ -26,7 +26,7 @@ def open_one(make_dataset: Callable[..., Dataset], tiny_train: TrainConfig) -> O
     mixture = Mixture([Source(make_dataset())])
 
     def make(decoders: list[Decoder], **settings: Any) -> BatchSource:
-        feed = FeedConfig(decode_workers=1, **settings)
+        feed = FeedConfig(decode="threads", decode_workers=1, **settings)
 
         def decoder() -> Decoder:
             decoders.append(make_decoder(feed, tiny_train.augment, tiny_train.seed))

@@ -39,7 +39,7 @@ def withdraw(dataset: Dataset, *numbers: int, rows_per_row_group: int = 4, rows_
 
 
 def sample_numbers(mixture: Mixture, config: TrainConfig, batches: int) -> list[list[int]]:
-    settings = FeedConfig(decode_workers=1)
+    settings = FeedConfig(decode="threads", decode_workers=1)
     decoder = make_decoder(settings, config.augment, config.seed)
     feed = Feed(mixture, config, settings, rank=0, world_size=1, decoder=decoder)
     numbers = [[int(key, 16) for key in feed.batch(number).sample_ids] for number in range(batches)]

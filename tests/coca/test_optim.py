@@ -57,7 +57,9 @@ def test_adamw_gets_the_numbers_of_torch(tiny_model: ModelConfig) -> None:
     assert_equal(model.state_dict(), other.state_dict())
 
 
-def test_the_fused_adamw_of_cuda_gets_the_same_numbers(tiny_model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fused_adamw_of_cuda_gets_the_same_numbers(
+    tiny_model: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its kernel for CPUs stands in; one gradient is missing in each step."""
     torch.manual_seed(0)
     model = CoCa(tiny_model)

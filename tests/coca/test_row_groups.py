@@ -219,7 +219,7 @@ def test_four_workers_read_each_row_group_once_a_pass(
     dataset = large_dataset(make_dataset, monkeypatch, s3)
     assert dataset.row_groups.num_rows == 32
     config = tiny_train.model_copy(update={"lanes": 8, "batch_size": 16, "shuffle_window": 2})
-    settings = FeedConfig(decode_workers=1, prefetch_batches=1, read_ahead=read_ahead)
+    settings = FeedConfig(decode="threads", decode_workers=1, prefetch_batches=1, read_ahead=read_ahead)
     requests.clear()
     arguments = [(dataset, config, settings, rank) for rank in range(4)]
     workers = [threading.Thread(target=feed_one_pass, args=each) for each in arguments]

@@ -144,7 +144,7 @@ dist.init_process_group("gloo")
 config = TrainConfig.model_validate_json(sys.argv[1])
 run = RunFolder(sys.argv[3 + int(os.environ["RANK"])])
 try:
-    mixture, feed = Mixture([Source(Dataset(sys.argv[2]))]), FeedConfig(decode_workers=1)
+    mixture, feed = Mixture([Source(Dataset(sys.argv[2]))]), FeedConfig(decode="threads", decode_workers=1)
     place = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
     decoder = make_decoder(feed, config.augment, config.seed)
     source = Feed(mixture, fit_to_tokenizer(config, mixture.tokenizer), feed, decoder=decoder, **place)

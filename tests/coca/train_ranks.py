@@ -33,7 +33,7 @@ def go_on(config: str, dataset: str, folder: str) -> None:
 
 def _train(config_json: str, dataset: str, folder: Path, share: float | None) -> None:
     config = TrainConfig.model_validate_json(config_json)
-    mixture, feed = Mixture([Source(Dataset(dataset))]), FeedConfig(decode_workers=1)
+    mixture, feed = Mixture([Source(Dataset(dataset))]), FeedConfig(decode="threads", decode_workers=1)
     folder.mkdir(parents=True, exist_ok=True)
     opened = open_feed(
         mixture,

@@ -93,11 +93,11 @@ def test_a_lost_worker_changes_nothing_and_one_without_a_cpu_is_told(
     class Killing(View):
         """Ends the first process that sees the tenth picture."""
 
-        def of(self, picture: Picture, size: int) -> np.ndarray:
+        def draw(self, picture: Picture, pixels_HWC: np.ndarray) -> None:
             if picture.sample_id == PICTURES[10].sample_id and not mark.exists():
                 mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super().of(picture, size)
+            super().draw(picture, pixels_HWC)
 
     import ray
 

@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_refused_before_ray_starts(
 
 
 def train_here(config: TrainConfig, dataset: Dataset, folder: Path, should_stop: Callable[[], bool]) -> None:
-    mixture, feed = Mixture([Source(dataset)]), FeedConfig(decode_workers=1)
+    mixture, feed = Mixture([Source(dataset)]), FeedConfig(decode="threads", decode_workers=1)
     opened = open_feed(
         mixture,
         fit_to_tokenizer(config, mixture.tokenizer),
