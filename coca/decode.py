@@ -116,7 +116,7 @@ class DecodingBatch:
     def __init__(self, pictures: Sequence[Picture], size: int, memory: ReusedMemory) -> None:
         self.pictures, self.size = pictures, size
         self.future: Future[np.ndarray] = Future()
-        self._pixels_BHWC = memory.array((len(pictures), size, size, 3))
+        self._pixels_BHWC, self.memory = memory.array((len(pictures), size, size, 3))
         self._left, self._lock = len(pictures), threading.Lock()
         if not pictures:
             self.future.set_result(self._pixels_BHWC)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
@@ -25,9 +26,10 @@ from typing import Any
 import numpy as np
 
 from coca.decode import Decoder, DecodingBatch, Picture, Undecodable, View
-from coca.decode_worker import LARGEST_MESSAGE, READY, fit, pixels_in, request
+from coca.decode_worker import LARGEST_MESSAGE, READY, Request, fit
 from coca.errors import RunFailed
 from coca.reused_memory import ReusedMemory
+from coca.shared_memory import SharedMemory
 
 _LARGEST_CHUNK = 8
 # One that is decoded and one that waits, so that a process never waits for its parent.
@@ -44,7 +46,7 @@ class ProcessDecoder(Decoder):
     """Processes that only decode. One thread hands them parts of batches and collects the pixels."""
 
     def __init__(self, view: View, workers: int) -> None:
-        self._view, self._count, self._memory = view, workers, ReusedMemory()
+        self._view, self._count, self._memory = view, workers, ReusedMemory(SharedMemory)
         self._new: queue.SimpleQueue[DecodingBatch] = queue.SimpleQueue()
         self._waiting: deque[_Chunk] = deque()
         self._closed, self._lock = False, threading.Lock()
@@ -196,7 +198,11 @@ def _chunks(batch: DecodingBatch, workers: int) -> list[_Chunk]:
 
 
 class _Worker:
-    """One process, its socket, and memory that both map."""
+    """One process, its socket, and memory that both map: where pictures are sent in, and batches to draw them into.
+
+    A chunk is held until its process has answered or ended, and with it the batch: its memory is not used for another
+    while somebody may still write there.
+    """
 
     def __init__(self, view: View) -> None:
         self.connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -219,6 +225,8 @@ class _Worker:
             for descriptor in descriptors:
                 os.close(descriptor)
         self._free = list(range(_SLOTS))
+        self._mapped: dict[int, weakref.ref[SharedMemory]] = {}
+        """Memories of batches that the process has, by number."""
         self.ready = False
         self.chunks: deque[_Chunk] = deque()
         """Given to the process, the first the one that it decodes."""
@@ -226,17 +234,28 @@ class _Worker:
         """When it began with that."""
 
     def send(self, chunk: _Chunk) -> None:
-        slot, size, pictures = self._free.pop(), chunk.batch.size, chunk.pictures
-        memory, start = self._slots[slot], 0
-        fit(memory, sum(len(each.encoded) for each in pictures), len(pictures) * size * size * 3)
-        for each in pictures:
-            memory[start : start + len(each.encoded)] = each.encoded
-            start += len(each.encoded)
+        slot, pictures, memory = self._free.pop(), chunk.pictures, chunk.batch.memory
+        assert isinstance(memory, SharedMemory)
+        self._write_encoded(slot, pictures)
+        new = [] if memory.number in self._mapped else [memory.descriptor]
+        forget = [number for number, mapped in self._mapped.items() if mapped() is None]
+        for number in forget:
+            del self._mapped[number]
+        self._mapped[memory.number] = weakref.ref(memory)
+        told = [(len(each.encoded), each.sample_id, each.lane_pass) for each in pictures]
+        asked = Request(slot, told, chunk.batch.size, memory.number, chunk.start, forget)
         if not self.chunks:
             self.begun_s = time.monotonic()
         self.chunks.append(chunk)
         with contextlib.suppress(ConnectionError):  # it has ended, which we are about to hear
-            self.connection.sendall(request(slot, size, pictures))
+            socket.send_fds(self.connection, [json.dumps(asked).encode()], new)
+
+    def _write_encoded(self, slot: int, pictures: Sequence[Picture]) -> None:
+        memory, start = self._slots[slot], 0
+        fit(memory, sum(len(each.encoded) for each in pictures))
+        for each in pictures:
+            memory[start : start + len(each.encoded)] = each.encoded
+            start += len(each.encoded)
 
     def receive(self) -> bytes:
         """Empty where the process has ended."""
@@ -250,9 +269,6 @@ class _Worker:
         if answer["error"] is not None:
             chunk.batch.fail(Undecodable(answer["error"]))
         else:
-            encoded_bytes = sum(len(each.encoded) for each in chunk.pictures)
-            pixels_BHWC = pixels_in(self._slots[slot], encoded_bytes, chunk.stop - chunk.start, chunk.batch.size)
-            chunk.batch.part(chunk.start, chunk.stop)[:] = pixels_BHWC
             chunk.batch.finish(chunk.stop - chunk.start)
         self._free.append(slot)
         self.begun_s = time.monotonic()

@@ -1,8 +1,9 @@
 """A process that decodes pictures and nothing else; started by `coca.decode_processes`.
 
 ``python -m coca.decode_worker SOCKET MEMORY... VIEW``: inherited file descriptors, and what a view depends on as JSON.
-A request names one of the memories, in which the encoded pictures lie end to end; their pixels go behind them, and the
-answer is an error or none. The process ends with the socket: nothing is left of it when its parent is killed.
+A request names one of the memories, in which the encoded pictures lie end to end, and the memory of the batch that
+their views are drawn into, which comes with it as a descriptor where it is new; the answer is an error or none. The
+process ends with the socket: nothing is left of it when its parent is killed.
 """
 
 import json
@@ -12,8 +13,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,26 +25,24 @@ READY = b"ready"
 LARGEST_MESSAGE = 2**16
 
 
-def pixels_start(encoded_bytes: int) -> int:
-    return -(-encoded_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+class Request(NamedTuple):
+    """What travels as JSON; ``pictures`` are (encoded bytes, sample id, pass)."""
+
+    slot: int
+    pictures: list[tuple[int, str, int]]
+    size: int
+    batch: int
+    """Number of the batch's memory."""
+    start: int
+    """Place of the first picture in its batch."""
+    forget: list[int]
+    """Numbers of memories that are gone."""
 
 
-def fit(memory: mmap.mmap, encoded_bytes: int, pixel_bytes: int) -> None:
-    """Map at least what both need; what both sides map lies in one file, which grows with it."""
-    needed = pixels_start(encoded_bytes) + pixels_start(pixel_bytes)
+def fit(memory: mmap.mmap, needed: int) -> None:
+    """Map at least so many bytes; what both sides map lies in one file, which grows with it."""
     if needed > len(memory):
         memory.resize(needed)
-
-
-def pixels_in(memory: mmap.mmap, encoded_bytes: int, count: int, size: int) -> np.ndarray:
-    """The views (count, size, size, 3) of a request."""
-    flat = np.frombuffer(memory, np.uint8, count * size * size * 3, pixels_start(encoded_bytes))
-    return flat.reshape(count, size, size, 3)
-
-
-def request(slot: int, size: int, pictures: Sequence[Picture]) -> bytes:
-    told = [[len(each.encoded), each.sample_id, each.lane_pass] for each in pictures]
-    return json.dumps({"slot": slot, "size": size, "pictures": told}).encode()
 
 
 def main() -> None:
@@ -56,27 +54,39 @@ def main() -> None:
     if decoding.augment.min_crop_area < 1:
         import torch  # noqa: F401  now, while the parent is still busy with other things
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    batches: dict[int, mmap.mmap] = {}
     try:
         connection.sendall(READY)
-        while asked := connection.recv(LARGEST_MESSAGE):
-            fields = json.loads(asked)
-            answer = {"slot": fields["slot"], "error": _decode(decoding, slots[fields["slot"]], fields)}
+        while (asked := _receive(connection, batches)) is not None:
+            answer = {"slot": asked.slot, "error": _decode(decoding, slots[asked.slot], batches[asked.batch], asked)}
             connection.sendall(json.dumps(answer).encode())
     except ConnectionError:
         pass  # the parent is gone
 
 
-def _decode(view: View, memory: mmap.mmap, asked: dict[str, Any]) -> str | None:
+def _receive(connection: socket.socket, batches: dict[int, mmap.mmap]) -> Request | None:
+    """The next request, its batch's memory mapped; None where the parent has closed the socket."""
+    message, descriptors, *_ = socket.recv_fds(connection, LARGEST_MESSAGE, 1)
+    if not message:
+        return None
+    asked = Request(*json.loads(message))
+    for number in asked.forget:
+        batches.pop(number, None)
+    for descriptor in descriptors:
+        batches[asked.batch] = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
+        os.close(descriptor)
+    return asked
+
+
+def _decode(view: View, encoded: mmap.mmap, batch: mmap.mmap, asked: Request) -> str | None:
     """What went wrong, None where nothing did."""
-    size, pictures = asked["size"], asked["pictures"]
-    encoded_bytes = sum(length for length, *_ in pictures)
-    fit(memory, encoded_bytes, len(pictures) * size * size * 3)
-    pixels_BHWC = pixels_in(memory, encoded_bytes, len(pictures), size)
-    start = 0
+    fit(encoded, sum(length for length, *_ in asked.pictures))
+    view_bytes, start = asked.size * asked.size * 3, 0
+    pixels = np.frombuffer(batch, np.uint8, len(asked.pictures) * view_bytes, asked.start * view_bytes)
+    pixels_BHWC = pixels.reshape(-1, asked.size, asked.size, 3)
     try:
-        for index, (length, sample_id, lane_pass) in enumerate(pictures):
-            picture = Picture(memory[start : start + length], sample_id, lane_pass)
-            view.draw(picture, pixels_BHWC[index])
+        for (length, sample_id, lane_pass), pixels_HWC in zip(asked.pictures, pixels_BHWC, strict=True):
+            view.draw(Picture(encoded[start : start + length], sample_id, lane_pass), pixels_HWC)
             start += length
     except RunFailed as error:
         return str(error)

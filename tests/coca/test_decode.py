@@ -78,6 +78,30 @@ def test_a_picture_that_does_not_decode_is_named_and_the_next_batch_decodes(deco
     assert np.array_equal(decoder.decode(PICTURES[:3], 24), by_hand(PICTURES[:3]))
 
 
+def test_memory_of_a_batch_that_failed_is_not_another_ones_too_early(decoder: Decoder) -> None:
+    """What is still being drawn for it goes nowhere else."""
+    wanted = by_hand(PICTURES, 64)
+    for _ in range(20):
+        failing = decoder.submit([BROKEN, *PICTURES], 64)
+        with pytest.raises(RunFailed):
+            failing.result(30)
+        del failing
+        assert np.array_equal(decoder.decode([PICTURES[0], *PICTURES], 64)[1:], wanted)
+
+
+def test_processes_keep_the_memory_of_no_batch_that_is_gone() -> None:
+    decoder = ProcessDecoder(VIEW, 1)
+    try:
+        held = [decoder.decode(PICTURES, size) for size in range(20, 40)]
+        del held
+        decoder.decode(PICTURES, 24)
+        decoder.decode(PICTURES, 24)
+        for process in ("self", *decoder.process_ids):
+            assert 1 <= Path(f"/proc/{process}/maps").read_text().count("coca-pixels") <= 4
+    finally:
+        decoder.close()
+
+
 @pytest.mark.parametrize("kind", [ThreadDecoder, ProcessDecoder])
 def test_closing_leaves_nobody_waiting(kind: type[ThreadDecoder | ProcessDecoder]) -> None:
     closed = kind(VIEW, 1)

@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from coca.reused_memory import ReusedMemory
+from coca.reused_memory import Memory, ReusedMemory, own_memory
+from coca.shared_memory import SharedMemory
 
 SHAPE = (4, 5, 5, 3)
+
+
+def array_of(memory: ReusedMemory, count: int = 4) -> np.ndarray:
+    array, piece = memory.array((count, *SHAPE[1:]))
+    assert piece.size == array.nbytes
+    return array
 
 
 def address(array: np.ndarray) -> int:
@@ -18,16 +25,16 @@ def address(array: np.ndarray) -> int:
 
 def test_memory_is_used_again_and_only_for_its_size() -> None:
     memory = ReusedMemory()
-    first = memory.array(SHAPE)
+    first = array_of(memory)
     assert (first.shape, first.dtype, first.flags.writeable) == (SHAPE, np.uint8, True)
-    second, where = memory.array(SHAPE), address(first)
+    second, where = array_of(memory), address(first)
     assert address(second) != where
     del first
-    third = memory.array(SHAPE)
+    third = array_of(memory)
     assert address(third) == where
     del third
-    assert memory.array((2, 5, 5, 3)).shape == (2, 5, 5, 3)
-    assert memory.array((0, 5, 5, 3)).shape == (0, 5, 5, 3)
+    assert array_of(memory, 2).shape == (2, 5, 5, 3)
+    assert array_of(memory, 0).shape == (0, 5, 5, 3)
 
 
 VIEWS: dict[str, Callable[[np.ndarray], object]] = {
@@ -40,15 +47,16 @@ VIEWS: dict[str, Callable[[np.ndarray], object]] = {
 }
 
 
+@pytest.mark.parametrize("make", [own_memory, SharedMemory])
 @pytest.mark.parametrize("name", VIEWS)
-def test_a_view_keeps_its_memory(name: str) -> None:
-    memory = ReusedMemory()
-    array = memory.array(SHAPE)
+def test_a_view_keeps_its_memory(name: str, make: Callable[[int], Memory]) -> None:
+    memory = ReusedMemory(make)
+    array = array_of(memory)
     array[:] = 7
     view = VIEWS[name](array)
     del array
     gc.collect()
-    others = [memory.array(SHAPE) for _ in range(3)]
+    others = [array_of(memory) for _ in range(3)]
     for other in others:
         other[:] = 1
     assert (np.asarray(view) == 7).all()
@@ -59,7 +67,7 @@ def test_a_view_keeps_its_memory(name: str) -> None:
 
 def test_little_is_kept() -> None:
     memory = ReusedMemory(most=2)
-    arrays = [memory.array(SHAPE) for _ in range(5)]
+    arrays = [array_of(memory) for _ in range(5)]
     assert len({address(array) for array in arrays}) == 5
     del arrays
     assert len(memory._free) == 2
