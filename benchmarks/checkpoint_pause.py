@@ -3,10 +3,10 @@
 Trains a model of --parameters with the real training loop on made-up batches, on one CPU process or several over gloo,
 with one checkpoint at its end and with one every --every steps, in turns. Prints a JSON row:
 
-  pause_s          seconds for which each save held the loop: the weights gathered for use, the state copied
+  pause_s          seconds for which a save held the loop: the weights gathered for use, the state copied
   pause_share      of the time on steps; at the cadence of the run, and at one checkpoint in ten minutes
-  slower           time of all steps with checkpoints over without, the pauses included: on CPUs the thread that writes
-                   and the training share them
+  slower           time of a step with checkpoints over one without, the pauses included: on CPUs the thread that writes
+                   and the training share them; of pairs of runs
 
 Run: python benchmarks/checkpoint_pause.py [--parameters 100] [--steps 25] [--every 6] [--workers 1]
 """
@@ -25,6 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from coca.checkpoint import checkpoint_path
 from coca.config import ModelConfig, TextConfig, ViTConfig
 from coca.cost import meta_model
 from coca.dataset import Dataset
@@ -40,6 +41,8 @@ from tests.coca.rank_processes import run_phases
 from tests.stored_dataset import publish, row
 
 TEN_MINUTES_S, BATCH, WIDTH = 600, 8, 768
+Rows = list[dict[str, Any]]
+"""Of metrics.jsonl, one for each step."""
 
 
 def main() -> None:
@@ -51,10 +54,12 @@ def main() -> None:
     parser.add_argument("--parallel", choices=["ddp", "fsdp"], default="ddp")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
+    if 2 * options.every >= options.steps:
+        parser.error(f"--every {options.every} makes no two checkpoints on the way of --steps {options.steps}")
     config = config_of(options)
     with tempfile.TemporaryDirectory() as folder:
         dataset = publish(Path(folder) / "dataset", train_bpe(["a picture"], vocab_size=300), *files(), config={})
-        runs: dict[int, list[list[dict[str, Any]]]] = {options.steps: [], options.every: []}  # one at the end, or more
+        runs: dict[int, list[Rows]] = {options.steps: [], options.every: []}  # one at the end, or more
         for number in range(options.rounds):
             for every in list(runs) if number % 2 == 0 else reversed(runs):
                 changed = config.model_copy(update={"checkpoint_every": every})
@@ -63,8 +68,9 @@ def main() -> None:
                 ranks = options.workers if options.workers > 1 else 0
                 run_phases("benchmarks.checkpoint_pause", [("train_rank", ranks)], *arguments)
                 runs[every].append(RunFolder(out).read_metrics())
-        state_gb = sum(path.stat().st_size for path in Path(out).rglob("checkpoints/*/*") if path.is_file()) / 1e9
-    print(json.dumps(row_of(options, config, runs) | {"checkpoint_gb": round(state_gb, 2)}))
+        newest = Path(out) / checkpoint_path(options.steps)
+        checkpoint_gb = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file()) / 1e9
+    print(json.dumps(row_of(options, config, runs) | {"checkpoint_gb": round(checkpoint_gb, 2)}))
 
 
 def files() -> list[list[dict[str, Any]]]:
@@ -110,11 +116,12 @@ def world() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
-def row_of(options: argparse.Namespace, config: TrainConfig, runs: dict[int, list[Any]]) -> dict[str, Any]:
-    alone_s = statistics.median(step for rows in runs[options.steps] for step in step_times(rows))
-    beside_s = [step_times(rows) for rows in runs[options.every]]
-    pauses_s = [row["checkpoint_pause_s"] for rows in runs[options.every] for row in rows if row["checkpoint_pause_s"]]
-    first_s, later_s = pauses_s[0], statistics.median(pauses_s[1:])
+def row_of(options: argparse.Namespace, config: TrainConfig, runs: dict[int, list[Rows]]) -> dict[str, Any]:
+    alone, beside = runs[options.steps], runs[options.every]
+    alone_s = statistics.median(step for rows in alone for step in step_times(rows))
+    pauses_s = [pauses(rows, options.every) for rows in beside]
+    later_s = statistics.median(pause for of_run in pauses_s for pause in of_run[1:])
+    slower = [mean_step(with_) / mean_step(without) for with_, without in zip(beside, alone, strict=True)]
     return {
         "benchmark": "pause of a checkpoint",
         "parameters_m": round(sum(p.numel() for p in meta_model(config.model).parameters()) / 1e6, 1),
@@ -122,20 +129,29 @@ def row_of(options: argparse.Namespace, config: TrainConfig, runs: dict[int, lis
         "parallel": options.parallel,
         "step_s": round(alone_s, 2),
         "every_steps": options.every,
-        "first_pause_s": round(first_s, 3),
+        "first_pause_s": round(statistics.median(of_run[0] for of_run in pauses_s), 3),
         "pause_s": round(later_s, 3),
         "pause_share": round(later_s / (options.every * alone_s), 4),
         "pause_share_at_ten_minutes": round(later_s / TEN_MINUTES_S, 5),
         "share_bar": 0.02,
-        "slower": round(statistics.mean(sum(each) / len(each) for each in beside_s) / alone_s, 3),
+        "slower": round(statistics.median(slower), 3),
         "load": round(os.getloadavg()[0], 1),
     }
 
 
-def step_times(rows: list[dict[str, Any]]) -> list[float]:
-    """Seconds from row to row, behind the first, which warms up; pauses are counted in the row after them."""
-    walls = [row["wall_s"] for row in rows]
-    return [later - earlier for earlier, later in itertools.pairwise(walls[1:])]
+def pauses(rows: Rows, every: int) -> list[float]:
+    """Of each checkpoint on the way. The weights are gathered before the row of its step, the state copied after it."""
+    held = {row["step"]: row["checkpoint_pause_s"] for row in rows}
+    return [held[step] + held[step + 1] for step in range(every, len(rows), every)]
+
+
+def step_times(rows: Rows) -> list[float]:
+    """Seconds from row to row, behind the first, which warms up."""
+    return [later - earlier for earlier, later in itertools.pairwise(row["wall_s"] for row in rows[1:])]
+
+
+def mean_step(rows: Rows) -> float:
+    return statistics.mean(step_times(rows))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from typing import Any
 from peers.feed_corpus import write_dataset, write_shards
 from peers.feed_sides import run_alone
 
-from coca.decode import usable_cpus
+from coca.cpus import usable_cpus
 
 ROOT = Path(__file__).parents[1]
 PEER = Path(os.environ.get("IMG2DATASET_ENV", ROOT / ".venv-img2dataset"))

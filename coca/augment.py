@@ -3,6 +3,7 @@
 Shapes: H = W = size, C = 3 channels.
 """
 
+import math
 import warnings
 
 import numpy as np
@@ -19,14 +20,14 @@ def random_view(
 ) -> None:
     """Write a random square crop into ``pixels_HWC`` (uint8), or the centre crop where cropping is off.
 
-    The crop keeps at least ``config.min_crop_area`` of the largest square and lies anywhere in the picture (Szegedy et
+    The crop keeps ``config.min_crop_area`` of the largest square or more and lies anywhere in the picture (Szegedy et
     al. 2015, without the change of aspect ratio, which captions about size and place would not survive).
     """
     if config.min_crop_area == 1:
         pixels_HWC[:] = model_pixels(image, len(pixels_HWC))
         return
     random = _random(seed, sample_id, lane_pass)
-    side = max(1, round(min(image.size) * random.uniform(config.min_crop_area, 1) ** 0.5))
+    side = math.ceil(min(image.size) * random.uniform(config.min_crop_area, 1) ** 0.5)
     left, top = (int(random.uniform(0, length - side + 1)) for length in image.size)
     _resize(image.crop((left, top, left + side, top + side)), pixels_HWC)
 

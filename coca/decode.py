@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from coca.augment import random_view
+from coca.cpus import usable_cpus
 from coca.errors import BadInput, RunFailed
 from coca.images import ImageLimits, ImageProblem, decode, decode_rgb
 from coca.reused_memory import ReusedMemory
@@ -105,11 +106,6 @@ def _own_cpus() -> int:
     return max(1, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def usable_cpus() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0))
-
-
 class DecodingBatch:
     """A batch under way: pixels come in parts, in any order and from any thread."""
 
@@ -140,7 +136,7 @@ class DecodingBatch:
 
 
 class ThreadDecoder(Decoder):
-    """Threads of this process; Pillow lets go of the interpreter while it decodes and resizes."""
+    """Threads of this process; it is without the interpreter that they decode and resize, most of the time."""
 
     def __init__(self, view: View, workers: int) -> None:
         self._view, self._workers, self._closed = view, workers, threading.Event()

@@ -136,12 +136,12 @@ class ProcessDecoder(Decoder):
         worker.end()
         code, self._deaths = worker.process.returncode, self._deaths + 1
         how = f"signal {-code}" if code < 0 else f"code {code}"
-        if (not worker.ready and code != -signal.SIGKILL) or self._deaths > _DEATHS_IN_A_ROW:
-            raise RunFailed(f"decoder processes end by {how} without decoding anything; their output says why")
         again = list(worker.chunks)
         if again:
             again[:1] = again[0].suspects(how)
         self._waiting.extendleft(reversed(again))
+        if (not worker.ready and code != -signal.SIGKILL) or self._deaths > _DEATHS_IN_A_ROW:
+            raise RunFailed(f"decoder processes end by {how} without decoding anything; their output says why")
         self._start_worker()
 
     def _start_worker(self) -> None:
@@ -234,6 +234,9 @@ class _Worker:
         """When it began with that."""
 
     def send(self, chunk: _Chunk) -> None:
+        if not self.chunks:
+            self.begun_s = time.monotonic()
+        self.chunks.append(chunk)
         slot, pictures, memory = self._free.pop(), chunk.pictures, chunk.batch.memory
         assert isinstance(memory, SharedMemory)
         self._write_encoded(slot, pictures)
@@ -244,9 +247,6 @@ class _Worker:
         self._mapped[memory.number] = weakref.ref(memory)
         told = [(len(each.encoded), each.sample_id, each.lane_pass) for each in pictures]
         asked = Request(slot, told, chunk.batch.size, memory.number, chunk.start, forget)
-        if not self.chunks:
-            self.begun_s = time.monotonic()
-        self.chunks.append(chunk)
         with contextlib.suppress(ConnectionError):  # it has ended, which we are about to hear
             socket.send_fds(self.connection, [json.dumps(asked).encode()], new)
 

@@ -7,7 +7,7 @@ import functools
 from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from coca.config import ModelConfig, ResNetConfig, ViTConfig
 from coca.cost import (
@@ -19,6 +19,7 @@ from coca.cost import (
     stem_positions,
     text_lengths,
 )
+from coca.model import CoCa
 
 Precision = Literal["bfloat16", "float32"]
 PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float32")
@@ -63,11 +64,16 @@ def memory(
 
 @functools.lru_cache
 def _counts(config: ModelConfig) -> tuple[int, int]:
-    """All parameters, and those that autocast copies: of products and convolutions, but for the head."""
+    """All parameters, and those that autocast copies."""
     model = meta_model(config)
+    copied = sum(matrix.numel() for matrix in autocast_matrices(model))
+    return sum(parameter.numel() for parameter in model.parameters()), copied
+
+
+def autocast_matrices(model: CoCa) -> list[Tensor]:
+    """What autocast keeps copies of in bfloat16: matrices of products and convolutions, but for the head."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    matrices = [layer.weight for layer in layers if layer is not model.multimodal.head]
-    return sum(parameter.numel() for parameter in model.parameters()), sum(matrix.numel() for matrix in matrices)
+    return [layer.weight for layer in layers if layer is not model.multimodal.head]
 
 
 @dataclass(frozen=True)

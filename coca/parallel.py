@@ -121,10 +121,9 @@ def _sharded(objective: Objective, config: ParallelConfig, mesh: DeviceMesh, pre
         objective.compile_blocks()
     # A linear layer's output is a view; nothing here writes into it.
     warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view tensor", UserWarning)
-    ignored, gathered = set(_whole_parameters(objective)), _GATHERED[precision]
-    for unit in _units(model):
-        reshard = config.reshard_after_forward
-        fully_shard(unit, mesh=mesh, reshard_after_forward=reshard, mp_policy=gathered, ignored_params=ignored)
+    ignored, reshard = set(_whole_parameters(objective)), config.reshard_after_forward
+    for unit, in_ in gathered_units(model, precision):
+        fully_shard(unit, mesh=mesh, reshard_after_forward=reshard, mp_policy=_GATHERED[in_], ignored_params=ignored)
     # What is left belongs to the objective, and stays gathered from its forward pass to the end of the backward pass:
     # embeddings, positions, projections, and the head, which the loss multiplies by.
     fully_shard(objective, mesh=mesh, reshard_after_forward=False, ignored_params=ignored)
@@ -132,14 +131,16 @@ def _sharded(objective: Objective, config: ParallelConfig, mesh: DeviceMesh, pre
     return objective
 
 
-def _units(model: CoCa) -> Iterator[nn.Module]:
-    """The modules whose weights are gathered together, inner ones first."""
+def gathered_units(model: CoCa, precision: Precision) -> Iterator[tuple[nn.Module, Precision]]:
+    """The modules whose matrices FSDP gathers together, inner ones first, and the precision that these travel in."""
     for block in model.multimodal.blocks:
         # A block's keys and values of the image are made before its forward pass begins.
-        yield cast(CrossBlock, block).cross_attention.kv
+        yield cast(CrossBlock, block).cross_attention.kv, precision
     for stack in (model.vision, model.unimodal, model.multimodal):
-        yield from stack.blocks
-    yield from (pooler for pooler in (model.caption_pooler, model.contrastive_pooler) if pooler is not None)
+        yield from ((block, precision) for block in stack.blocks)
+    for pooler in (model.caption_pooler, model.contrastive_pooler):
+        if pooler is not None:
+            yield pooler, "float32"  # its queries may go through a norm first
 
 
 def _whole_parameters(objective: nn.Module) -> list[nn.Parameter]:

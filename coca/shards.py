@@ -1,8 +1,9 @@
 """The part of a parameter that lies on this rank: all of it, or some rows of a DTensor.
 
 FSDP2 shards dim 0 and deals the rows as ``torch.chunk`` does: the first ranks hold ceil(rows / ranks) each, the next
-one what is left, the last ones nothing. Scalars it leaves whole. Arithmetic on the parts, with the few sums over ranks
-written out, costs none of the dispatch of DTensors, and mixes with whole parameters in one foreach operation.
+one what is left, the last ones nothing. Vectors and scalars lie whole (`coca.parallel`). Arithmetic on the parts, with
+the few sums over ranks written out, costs none of the dispatch of DTensors, and mixes with whole parameters in one
+foreach operation.
 """
 
 from collections.abc import Iterable

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from coca.cpus import usable_cpus
 from coca.errors import BadInput
 from coca.storage import Store
 
@@ -138,7 +139,7 @@ def check_torch() -> Check:
 
 
 def check_cpus() -> Check:
-    count = len(os.sched_getaffinity(0))
+    count = usable_cpus()
     if count < 2:
         return Check("cpus", "warning", f"{count}", "Give it two or more: the demo is timed for two")
     return Check("cpus", "ok", f"{count}")

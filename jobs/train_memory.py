@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from coca.cost import meta_model
-from coca.memory import memory
+from coca.memory import autocast_matrices, memory
 from coca.optim import Optimizer
+from coca.parallel import gathered_units
 from coca.train_config import TrainConfig
 from jobs.train_speed import stretches
 
@@ -34,25 +35,29 @@ def worker_bytes(train: TrainConfig, workers: int, state: Mapping[str, int]) -> 
     largest = train.model.model_copy(update={"vision": vision})
     step = memory(largest, rows, train.precision, checkpointing=train.activation_checkpointing)
     shards = (parallel.shard_workers or workers) if parallel.kind == "fsdp" else 1
-    blocks = _blocks(train)
-    between = state["weights"] - sum(blocks)  # stays gathered
-    # With resharding the next block's weights come while one works.
-    in_blocks = 2 * max(blocks) if parallel.reshard_after_forward else sum(blocks)
-    gathered = between + (in_blocks // 2 if train.precision == "bfloat16" else in_blocks)
+    gathered, copies = _gathered(train) if shards > 1 else (0, step.weight_copies)
     parts = {
-        "weights": state["weights"] // shards + gathered if shards > 1 else state["weights"],
+        "weights": state["weights"] // shards + gathered,
         "gradients": state["weights"] // shards,
         "optimizer": state["optimizer"] // shards,
         "averaged_weights": state["ema"] // shards,
-        # FSDP gathers the blocks' weights as such.
-        "bfloat16_copies": step.weight_copies * (between if shards > 1 else state["weights"]) // state["weights"],
+        "bfloat16_copies": copies,
         "activations": step.activations,
     }
     return {**parts, "total": sum(parts.values())}
 
 
-def _blocks(config: TrainConfig) -> list[int]:
-    """Bytes of each block that FSDP gathers apart."""
-    model = meta_model(config.model)
-    stacks = (model.vision, model.unimodal, model.multimodal)
-    return [sum(p.nbytes for p in block.parameters()) for stack in stacks for block in stack.blocks]
+def _gathered(train: TrainConfig) -> tuple[int, int]:
+    """Bytes of what FSDP has gathered at once, at most, and of the copies that autocast keeps of it."""
+    model = meta_model(train.model)
+    units, inside, halved = [], set[int](), set[int]()
+    for unit, precision in gathered_units(model, train.precision):
+        own = {id(p): p.numel() for p in unit.parameters() if p.ndim > 1 and id(p) not in inside}
+        inside |= own.keys()
+        halved |= own.keys() if precision == "bfloat16" else set()
+        units.append(sum(own.values()) * (2 if precision == "bfloat16" else 4))
+    # With resharding the next unit's weights come while one works; what is in none stays gathered.
+    in_units = 2 * max(units) if train.parallel.reshard_after_forward else sum(units)
+    between = sum(p.nbytes for p in model.parameters() if id(p) not in inside)
+    copied = sum(p.numel() for p in autocast_matrices(model) if id(p) not in halved)
+    return between + in_units, 2 * copied if train.precision == "bfloat16" else 0

@@ -19,7 +19,8 @@ import numpy as np
 from peers.feed_corpus import read_bodies
 
 from coca.config import ModelConfig, Preprocessing, TextConfig, ViTConfig
-from coca.decode import Picture, View, make_decoder, usable_cpus
+from coca.cpus import usable_cpus
+from coca.decode import Picture, View, make_decoder
 from coca.train_config import AugmentConfig, FeedConfig, TrainConfig
 
 SIZE, BATCH, LANES, WINDOW = 224, 96, 4, 2

@@ -75,6 +75,8 @@ def gathered_in(case: Case) -> dict[str, torch.dtype]:
             found["head"] = objective.model.head_VD.dtype
 
         stack.blocks[0].mlp.register_forward_pre_hook(look)
+    pooler = objective.model.caption_pooler
+    pooler.kv.register_forward_pre_hook(lambda *_: found.update(queries=pooler.queries_QD.dtype))
     run_once(case, over_all)
     gradients = {parameter.grad.dtype for parameter in objective.parameters()}  # type: ignore[union-attr]
     assert gradients == {torch.float32}
@@ -88,6 +90,7 @@ def test_bfloat16_matrices_are_gathered_in_bfloat16(processes: Processes, tiny_m
             **{"mlp.expand.weight": half, "mlp.expand.bias": single},
             **{"mlp.contract.weight": half, "mlp.contract.bias": single},
             "head": single,
+            "queries": single,
         }
 
 
@@ -96,8 +99,8 @@ def test_bfloat16_gradients_are_those_of_one_process(processes: Processes, tiny_
     """As near with FSDP as with DDP, where all that differs is which rows a rank sums."""
     case = variant(tiny_model, name)._replace(bfloat16=True)
     expected = without_noise(compute(case))
-    for parallel in (DDP, FSDP):
-        for found in processes.run(2, compute, case._replace(parallel=parallel)):
+    for ranks, parallel in ((2, DDP), (2, FSDP), (2, GATHERED), (4, HYBRID)):
+        for found in processes.run(ranks, compute, case._replace(parallel=parallel)):
             assert_close(without_noise(found), expected, 0.05)
 
 

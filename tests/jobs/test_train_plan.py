@@ -209,6 +209,31 @@ def test_workers_share_the_batch_and_with_fsdp_the_state(mixture: Mixture, tiny_
         kept(ParallelConfig(kind="fsdp", shard_workers=3))
 
 
+@pytest.mark.parametrize("reshard", [True, False])
+def test_in_bfloat16_blocks_are_gathered_at_half_their_size(
+    mixture: Mixture, tiny_train: TrainConfig, reshard: bool
+) -> None:
+    parallel = ParallelConfig(kind="fsdp", reshard_after_forward=reshard)
+    kept = {}
+    for precision in ("float32", "bfloat16"):
+        config = run_config(changed(tiny_train, parallel=parallel, precision=precision), {"count": 4})
+        kept[precision] = plan(config, mixture, None)["memory_per_worker"]
+    model = CoCa(fit_to_tokenizer(tiny_train, mixture.tokenizer).model)
+    stacks = (model.vision, model.unimodal, model.multimodal)
+    blocks = [[p.nbytes for p in block.parameters() if p.ndim > 1] for stack in stacks for block in stack.blocks]
+    difference = kept["float32"]["weights"] - kept["bfloat16"]["weights"]
+    if reshard:  # twice the largest, without the keys and values of images that come apart
+        assert max(map(sum, blocks)) * 0.5 < difference <= max(map(sum, blocks))
+    else:
+        assert difference == sum(map(sum, blocks)) // 2
+    # What travels in bfloat16 is not copied again: left are the poolers' matrices and what lies outside of blocks.
+    linears = [layer.weight for layer in model.modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
+    inside = {id(p) for stack in stacks for block in stack.blocks for p in block.parameters()}
+    rest = [p.numel() for p in linears if id(p) not in inside and p is not model.multimodal.head.weight]
+    assert kept["bfloat16"]["bfloat16_copies"] == 2 * sum(rest)
+    assert kept["float32"]["bfloat16_copies"] == 0
+
+
 def test_a_rule_that_matches_nothing_and_a_missing_package_are_refused(
     mixture: Mixture, tiny_train: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
