@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -58,8 +59,9 @@ class JoinSettings:
     """Reasons of the ledger that looser settings have made void."""
     frequent_captions: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
     withdrawn: Withdrawn | None = None
-    asks: bool = True
-    """False for an import: what an owner has opted out of is not taken from elsewhere."""
+    imported_at: Sequence[datetime] = ()
+    """Of an import, when each piece of its source was written. What failed is due where that was after its next check:
+    the same shards again are nothing new. What an owner has opted out of is not taken from there."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def find_due(links: pa.Table, latest: pa.Table, settings: JoinSettings) -> tuple
         ``DUE``, and the counts of :class:`DueShard`.
     """
     marked = _mark_withdrawn(_mark_frequent(links, settings.frequent_captions), settings.withdrawn)
-    if not settings.asks:
+    if settings.imported_at:
         marked = _mark_opted_out(marked, latest)
     known_ids = latest["sample_id"].combine_chunks()
     refused_before = pc.is_in(latest["reason"], value_set=pa.array(sorted(_REFUSED_UNASKED), pa.string()))
@@ -112,7 +114,7 @@ def find_due(links: pa.Table, latest: pa.Table, settings: JoinSettings) -> tuple
     known = pc.is_valid(place)
     events = latest.take(place.combine_chunks())
     # A text rule that is looser now opens a pair again only where the pair passes today's rules.
-    due_by_event = pc.and_(due_mask(events, settings.now, settings.reopened), pc.is_null(pairs["reason"]))
+    due_by_event = pc.and_(due_mask(events, _now(pairs, settings), settings.reopened), pc.is_null(pairs["reason"]))
     chosen = _rechecks(latest, settings)
     asked_again = pc.is_in(pairs["sample_id"], value_set=chosen["sample_id"].combine_chunks())
     due = pc.or_(pc.or_(pc.invert(known), pc.fill_null(due_by_event, False)), asked_again)
@@ -127,6 +129,13 @@ def find_due(links: pa.Table, latest: pa.Table, settings: JoinSettings) -> tuple
     urls = latest["url"].filter(latest["stored"]).combine_chunks()
     url_stored = pc.is_in(rows["url"], value_set=urls)
     return rows.set_column(DUE.get_field_index("url_stored"), DUE.field("url_stored"), url_stored), counts
+
+
+def _now(pairs: pa.Table, settings: JoinSettings) -> datetime | pa.ChunkedArray:
+    """When the source says what it says of each pair."""
+    if not settings.imported_at:
+        return settings.now
+    return pa.chunked_array([pa.array(settings.imported_at, EVENTS.field("event_at").type)]).take(pairs["piece"])
 
 
 def _mark_frequent(links: pa.Table, frequent: np.ndarray) -> pa.Table:

@@ -137,10 +137,15 @@ Reopened = dict[str, frozenset[Reason]]
 """Refresh id -> reasons of its events that looser settings have made void; "" for refreshes that are not in it."""
 
 
-def due_mask(latest: pa.Table, now: datetime, reopened: Reopened) -> pa.ChunkedArray:
-    """Which of the latest events no longer stand: their next check has come, or their reason is reopened."""
+def due_mask(latest: pa.Table, now: datetime | pa.ChunkedArray, reopened: Reopened) -> pa.ChunkedArray:
+    """Which of the latest events no longer stand: their next check has come, or their reason is reopened.
+
+    Args:
+        now: for all, or for each.
+    """
     checks = latest["next_check_at"]
-    due = pc.fill_null(pc.less_equal(checks, pa.scalar(now, checks.type)), False)
+    now = pa.scalar(now, checks.type) if isinstance(now, datetime) else now
+    due = pc.fill_null(pc.less_equal(checks, now), False)
     known = pa.array(list(reopened), pa.string())
     refreshes = pc.if_else(pc.is_in(latest["refresh_id"], value_set=known), latest["refresh_id"], "")
     void = [f"{name} {reason.value}" for name, reasons in reopened.items() for reason in reasons]

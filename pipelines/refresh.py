@@ -127,7 +127,7 @@ def run_refresh(
         staging = Staging(store, refresh_id(intake, config, tokenizer.fingerprint, standing.version, pieces))
         plan = load_plan(staging)
         if plan is None:
-            plan = plan_refresh(config, staging, intake, standing, start_ray, asks=not kind.shards)
+            plan = plan_refresh(config, staging, intake, standing, start_ray, shards=kind.shards)
             if kind.shards:
                 plan = regroup_by_shard(staging, plan, config.publish.links_per_batch)
             plan = write_plan(staging, plan)
@@ -167,9 +167,9 @@ def plan_refresh(
     standing: Standing,
     start_ray: StartRay | None,
     *,
-    asks: bool = True,
+    shards: Sequence[Shard] = (),
 ) -> Plan:
-    """What is due now; the plan itself is not staged yet. ``asks`` is false for an import."""
+    """What is due now; the plan itself is not staged yet. ``shards`` are those of an import."""
     rechecks = -(-config.recheck.max_stored // intake.shards)
     settings = JoinSettings(
         now=datetime.now(UTC),
@@ -180,7 +180,7 @@ def plan_refresh(
         reopened=reopened_by_refresh(config, Store(config.to), standing.record),
         frequent_captions=find_frequent_captions(intake, config.judge.max_caption_count, start_ray),
         withdrawn=standing.withdrawn,
-        asks=asks,
+        imported_at=[shard.written_at for shard in shards],
     )
     ledger = Ledger.of_files(Store(config.to), standing.files["links"])
     return make_plan(staging, intake, ledger, settings, config.budget.max_links, start_ray=start_ray)

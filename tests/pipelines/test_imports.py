@@ -1,6 +1,8 @@
 """Importing img2dataset's output: its rows become samples by the same rules, without a request."""
 
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,14 @@ def samples(dataset: str) -> dict[tuple[str, str], bytes]:
     return {(row["url"], row["caption"]): row["image"] for table in tables for row in table.to_pylist()}
 
 
+@pytest.mark.parametrize("age_s", [0, 400 * 86400], ids=["new", "old"])
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
 def test_what_was_fetched_is_taken_over(
-    web: Any, refresh_config: Build, without_ray: None, kind: str, tmp_path: Path
+    web: Any, refresh_config: Build, without_ray: None, kind: str, age_s: int, tmp_path: Path
 ) -> None:
-    source = str(SHARDS / kind)
+    source = str(shutil.copytree(SHARDS / kind, tmp_path / "source"))
+    for path in Path(source).iterdir():
+        os.utime(path, (time.time() - age_s,) * 2)
     rows = [row for shard in list_shards(source) for row in read_shard(shard)]
     config = refresh_config([], image={"resize": "no", "limits": {"min_side": 1}})
     result = import_dataset(config, source)

@@ -150,10 +150,20 @@ def test_rows_without_a_caption_count_each_also_when_they_stand() -> None:
 def test_an_import_takes_no_caption_of_a_url_that_has_opted_out() -> None:
     latest = known(("http://a/1", "a", State.OPTED_OUT, {"reason": Reason.OPTED_OUT}))
     table = links(("http://a/1", "another", None), ("http://a/2", "a", None))
-    due, _ = find_due(table, latest, settings(asks=False))
+    due, _ = find_due(table, latest, settings(imported_at=[NOW]))
     reasons = dict(zip(due["url"].to_pylist(), due["reason"].to_pylist(), strict=True))
     assert reasons == {"http://a/1": Reason.OPTED_OUT, "http://a/2": None}
     assert find_due(table, latest, settings())[0]["reason"].to_pylist() == [None, None]
+
+
+def test_what_failed_in_a_shard_is_due_again_for_a_later_one_only() -> None:
+    checks = {"reason": Reason.TIMEOUT, "next_check_at": NOW + timedelta(hours=6)}
+    latest = known(("http://a/1", "a", State.TRANSIENT, checks), ("http://a/2", "a", State.TRANSIENT, checks))
+    table = links(("http://a/1", "a", None), ("http://a/2", "a", None))
+    table = table.set_column(INTAKE.get_field_index("piece"), INTAKE.field("piece"), pa.array([0, 1], pa.int32()))
+    written = [NOW + timedelta(hours=5), NOW + timedelta(hours=7)]
+    due, _ = find_due(table, latest, settings(now=NOW + timedelta(days=9), imported_at=written))
+    assert due["url"].to_pylist() == ["http://a/2"]
 
 
 def test_a_new_caption_knows_that_its_url_is_stored() -> None:
