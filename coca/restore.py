@@ -82,6 +82,11 @@ def restore(run: RunFolder, tensors: Mapping[str, Tensor]) -> Restored | None:
     return restored
 
 
+def is_whole(run: RunFolder, step: int) -> bool:
+    """Whether a run could go on from the checkpoint of this step; every file of it is read."""
+    return _share_of_damage(run.store.child(checkpoint_path(step)), step, SideGroup()) is None
+
+
 def read_fixed(run: RunFolder) -> dict[str, Any] | None:
     """The config fields that a run resumed now must share; None where it has no checkpoint yet.
 

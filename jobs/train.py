@@ -53,6 +53,9 @@ def run_training(
     """
     run = RunFolder(config.out)
     mixture = check(config, run, must_be_new=must_be_new)
+    if (finished := _finished(config, run)) is not None:
+        say(f"{run.uri} has its {finished['steps']:,} steps already")
+        return {"run": run.uri, "resumed_from": finished["steps"], **finished, "report": _report(run)}
     if start_ray is not None:
         start_ray()
     asked, config = config.workers.use_gpu, settle(config, mixture, run)
@@ -175,6 +178,34 @@ def settle(config: TrainRunConfig, mixture: "Mixture", run: RunFolder) -> TrainR
 def _absolute(place: str | None) -> str | None:
     """Workers run in folders of their own."""
     return place if place is None or "://" in place else str(Path(place).absolute())
+
+
+def _finished(config: TrainRunConfig, run: RunFolder) -> dict[str, Any] | None:
+    """What workers would say of a run that is at its last step and whole: none need start for that."""
+    from coca.checkpoint import checkpoint_path
+    from coca.goodput import read_goodput
+    from coca.restore import is_whole
+    from coca.training_state import read_resume
+
+    step = run.latest_step()
+    if step != config.train.steps or not is_whole(run, step):
+        return None
+    account, row = {}, run.last_metrics() or {}
+    with contextlib.suppress(BadInput):  # a damaged account is none
+        account = read_goodput(run.store) or {}
+    attempts = account.get("attempts") or [{}]
+    checkpoint = checkpoint_path(step)
+    return {
+        "steps": step,
+        "final_loss": row.get("loss"),
+        "samples_per_s": None,
+        "checkpoint": checkpoint,
+        "skipped_steps": read_resume(run.store.child(checkpoint)).counters["skipped_steps"],
+        "goodput": account.get("goodput"),
+        "workers": attempts[-1].get("workers"),
+        "stopped": None,
+        "lost": None,
+    }
 
 
 def _train(

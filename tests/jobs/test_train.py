@@ -61,11 +61,19 @@ def test_two_workers_train_and_a_second_call_finds_it_done(
     assert result["report"] == str(tmp_path / "run/report.html")
     assert "<html" in Path(result["report"]).read_text()
 
-    again = run_training(config)
-    assert (again["steps"], again["resumed_from"]) == (6, 6)
-    assert again["final_loss"] == result["final_loss"]
+    def no_ray() -> None:
+        raise AssertionError("no worker is needed")
+
+    again = run_training(config, start_ray=no_ray)
+    assert "has its 6 steps already" in capsys.readouterr().err
+    goodput = pytest.approx(result["goodput"], abs=0.2)  # it was still under way when a worker told it
+    assert again == result | {"resumed_from": 6, "samples_per_s": None, "goodput": goodput}
     with pytest.raises(BadInput, match="holds a run already"):
         run_training(config, must_be_new=True)
+    weights = tmp_path / "run" / result["checkpoint"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(AssertionError, match="no worker is needed"):  # a damaged one is not the end
+        run_training(config, start_ray=no_ray)
 
 
 @pytest.fixture
