@@ -13,7 +13,7 @@ import pytest
 # Seconds that each stage of the small demo takes, about.
 LASTS_S = {"web": 1.0, "tokenizer": 0.1, "refresh": 12.0, "train": 20.0, "tune": 20.0, "evaluate": 2.0, "serve": 8.0}
 STAGES = list(LASTS_S)
-SMALL = ["scenes=400", "steps=8", "trials=1", "trial_steps=2", "questions=2"]
+SMALL = ["scenes=400", "steps=8", "trials=2", "trial_steps=2", "questions=2"]
 
 
 def demo(out: Path) -> list[str]:
@@ -48,7 +48,7 @@ def check_summary(summary: dict[str, Any], out: Path) -> None:
     expected = json.loads((out / "web/expected.json").read_text())
     assert {name: summary[name] for name in ("links", "samples", "rejected")} == expected
     assert (summary["train"]["steps"], summary["train"]["workers"]) == (8, 2)
-    assert len(summary["tune"]["trials"]) == 1
+    assert len(summary["tune"]["trials"]) == 2
     assert len(summary["serve"]["captions"]) == 2
     assert set(summary["wall_s"]) == set(STAGES)
     assert json.loads((out / "summary.json").read_text()) == summary
