@@ -122,8 +122,9 @@ def _sharded(objective: Objective, config: ParallelConfig, mesh: DeviceMesh, pre
     # A linear layer's output is a view; nothing here writes into it.
     warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view tensor", UserWarning)
     ignored, reshard = set(_whole_parameters(objective)), config.reshard_after_forward
-    for unit, in_ in gathered_units(model, precision):
-        fully_shard(unit, mesh=mesh, reshard_after_forward=reshard, mp_policy=_GATHERED[in_], ignored_params=ignored)
+    for unit, unit_precision in gathered_units(model, precision):
+        policy = _GATHERED[unit_precision]
+        fully_shard(unit, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy, ignored_params=ignored)
     # What is left belongs to the objective, and stays gathered from its forward pass to the end of the backward pass:
     # embeddings, positions, projections, and the head, which the loss multiplies by.
     fully_shard(objective, mesh=mesh, reshard_after_forward=False, ignored_params=ignored)
