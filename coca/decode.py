@@ -15,12 +15,11 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
 
 from coca.augment import random_view
 from coca.cpus import usable_cpus
 from coca.errors import BadInput, RunFailed
-from coca.images import ImageLimits, ImageProblem, decode, decode_rgb
+from coca.images import ImageLimits, ImageProblem, decode_pixels
 from coca.reused_memory import ReusedMemory
 from coca.train_config import AugmentConfig, FeedConfig
 
@@ -72,21 +71,26 @@ class View(NamedTuple):
             RunFailed: the picture does not decode.
         """
         try:
-            image = self._decode(picture.encoded, len(pixels_HWC))
+            image_HWC = self._decode(picture.encoded, len(pixels_HWC))
         except ImageProblem as problem:
             raise Undecodable(
                 f"sample {picture.sample_id} does not decode: {problem}. Withdraw it, or where that was done meanwhile,"
                 " give the same command again"
             ) from None
         random_view(
-            image, pixels_HWC, self.augment, seed=self.seed, sample_id=picture.sample_id, lane_pass=picture.lane_pass
+            image_HWC,
+            pixels_HWC,
+            self.augment,
+            seed=self.seed,
+            sample_id=picture.sample_id,
+            lane_pass=picture.lane_pass,
         )
 
-    def _decode(self, encoded: bytes, size: int) -> Image.Image:
+    def _decode(self, encoded: bytes, size: int) -> np.ndarray:
         if self.augment.min_crop_area == 1:
-            return decode_rgb(encoded, ImageLimits())  # pixel for pixel what evaluation sees
+            return decode_pixels(encoded, ImageLimits())  # pixel for pixel what evaluation sees
         # The smallest crop is still at least twice the view: a large JPEG need not be decoded at its full size.
-        return decode(encoded, ImageLimits(), short_side=math.ceil(size / self.augment.min_crop_area**0.5)).image
+        return decode_pixels(encoded, ImageLimits(), short_side=math.ceil(size / self.augment.min_crop_area**0.5))
 
 
 def make_decoder(feed: FeedConfig, augment: AugmentConfig, seed: int) -> Decoder:

@@ -7,11 +7,13 @@ asks Pillow for the size asks too late.
 import re
 import struct
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Literal
 
 Format = Literal["jpeg", "png", "webp", "gif"]
 
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_APP1 = 0xE1
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL_FRAMES = (0xC0, 0xC1)
 # Inside a scan 0xFF is followed by 0, or by a restart marker.
@@ -57,6 +59,16 @@ def has_more_scans(data: bytes, most: int) -> bool:
     except (struct.error, IndexError, ValueError):
         pass  # what follows a scan may be cut off or damaged: for the decoder to judge
     return False
+
+
+def has_metadata(data: bytes) -> bool:
+    """Whether a JPEG has a segment of the kind that holds EXIF or XMP, where decoders look for it.
+
+    Raises:
+        struct.error, IndexError, ValueError: the header is malformed.
+    """
+    before_scan = takewhile(lambda marker: marker != _START_OF_SCAN, (marker for marker, _ in _jpeg_segments(data)))
+    return _APP1 in before_scan
 
 
 def _is_one_scan(data: bytes) -> bool:

@@ -18,7 +18,7 @@ from coca.augment import random_view
 from coca.decode import Decoder, Picture, ThreadDecoder, View, make_decoder
 from coca.decode_processes import ProcessDecoder
 from coca.errors import BadInput, RunFailed
-from coca.images import ImageLimits, decode_rgb, model_pixels
+from coca.images import ImageLimits, decode, model_pixels
 from coca.reused_memory import ReusedMemory
 from coca.shared_memory import SharedMemory
 from coca.train_config import AugmentConfig, FeedConfig
@@ -41,8 +41,9 @@ PICTURES = [Picture(encoded(n), f"{n:032x}", n % 3) for n in range(21)]
 def by_hand(pictures: list[Picture], size: int = 24) -> np.ndarray:
     pixels_BHWC = np.zeros((len(pictures), size, size, 3), np.uint8)
     for each, pixels_HWC in zip(pictures, pixels_BHWC, strict=True):
-        image, of = decode_rgb(each.encoded, ImageLimits()), {"sample_id": each.sample_id, "lane_pass": each.lane_pass}
-        random_view(image, pixels_HWC, HALF, seed=3, **of)
+        image_HWC = np.asarray(decode(each.encoded, ImageLimits()).image)
+        of = {"sample_id": each.sample_id, "lane_pass": each.lane_pass}
+        random_view(image_HWC, pixels_HWC, HALF, seed=3, **of)
     return pixels_BHWC
 
 
@@ -156,25 +157,25 @@ def test_closing_leaves_nobody_waiting(kind: type[ThreadDecoder | ProcessDecoder
 
 def test_centre_crops_are_what_evaluation_sees() -> None:
     large = Picture(encoded(0, 400, 320), "0" * 32, 0)
-    image = decode_rgb(large.encoded, ImageLimits())
+    image = decode(large.encoded, ImageLimits()).image
     assert np.array_equal(drawn(View(AugmentConfig(), 0), large, 32), model_pixels(image, 32))
 
 
 def test_a_large_jpeg_is_decoded_scaled_and_looks_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The crop is the same share of the picture; the smallest crop keeps twice the pixels of the view."""
-    seen: list[Image.Image] = []
+    seen: list[tuple[int, ...]] = []
 
-    def spy(image: Image.Image, *args: object, **named: object) -> None:
-        seen.append(image)
-        random_view(image, *args, **named)  # type: ignore[arg-type]
+    def spy(image_HWC: np.ndarray, *args: object, **named: object) -> None:
+        seen.append(image_HWC.shape)
+        random_view(image_HWC, *args, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr("coca.decode.random_view", spy)
     picture = Picture(encoded(1, 1000, 800), "a" * 32, 0)
     pixels = drawn(VIEW, picture, 100)
-    assert seen[0].size == (500, 400)  # 400 >= 2 * 100 / sqrt(0.5), and 200 is not
+    assert seen[0] == (400, 500, 3)  # 400 >= 2 * 100 / sqrt(0.5), and 200 is not
     assert np.abs(pixels.astype(int) - by_hand([picture], 100)[0]).mean() < 1
     drawn(VIEW, picture._replace(encoded=encoded(1, 1000, 800, "PNG")), 100)
-    assert seen[1].size == (1000, 800)
+    assert seen[1] == (800, 1000, 3)
 
 
 def test_the_config_chooses() -> None:

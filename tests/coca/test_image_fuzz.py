@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from coca.contract import Reason
-from coca.images import ImageLimits, ImageProblem, decode, encode, phash, resize
+from coca.images import ImageLimits, ImageProblem, decode, decode_pixels, encode, phash, resize
 
 # pytest starts every test with filters of its own: those that coca.images sets, again.
 pytestmark = [
@@ -118,6 +118,7 @@ def fuzz(rounds: int, seed: int) -> None:
             data = mutate(data, source)[: 2**20] or b"\0"
         with bounded():
             found = outcome(data)
+            compare_decoders(data)
         if isinstance(found, Reason):
             reasons.add(found)
         else:
@@ -141,6 +142,21 @@ def outcome(data: bytes, limits: ImageLimits = LIMITS) -> Reason | tuple[int, in
         return decoded.image.size
     assert reason in REASONS
     return reason
+
+
+def compare_decoders(data: bytes) -> None:
+    """What decodes straight to an array is what Pillow gives, and nothing that Pillow refuses."""
+    by_pillow = pixels_or_reason(lambda: decode(data, LIMITS).image)
+    straight = pixels_or_reason(lambda: decode_pixels(data, LIMITS))
+    assert type(by_pillow) is type(straight)
+    assert np.array_equal(by_pillow, straight)
+
+
+def pixels_or_reason(decoding: Callable[[], Image.Image | np.ndarray]) -> np.ndarray | Reason:
+    try:
+        return np.asarray(decoding())
+    except ImageProblem as problem:
+        return problem.reason
 
 
 @contextmanager
