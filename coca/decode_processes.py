@@ -50,6 +50,8 @@ class ProcessDecoder(Decoder):
         self._new: queue.SimpleQueue[DecodingBatch] = queue.SimpleQueue()
         self._waiting: deque[_Chunk] = deque()
         self._closed, self._lock = False, threading.Lock()
+        self._ending: BaseException = CancelledError()
+        """What is told to those who wait, or come, once this has ended."""
         self._wake, self._woken = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._woken, selectors.EVENT_READ)
@@ -64,7 +66,7 @@ class ProcessDecoder(Decoder):
         batch = DecodingBatch(pictures, size, self._memory)
         with self._lock:
             if self._closed:
-                batch.fail(CancelledError())
+                batch.fail(self._ending)
             elif pictures:
                 self._new.put(batch)
                 self._wake.send(b"!")
@@ -86,7 +88,6 @@ class ProcessDecoder(Decoder):
     # What follows runs in the thread alone.
 
     def _run(self) -> None:
-        ending: BaseException = CancelledError()
         try:
             while not self._closed:
                 for key, _ in self._selector.select(timeout=1.0):
@@ -97,9 +98,9 @@ class ProcessDecoder(Decoder):
                 self._end_stuck()
                 self._hand_out()
         except BaseException as error:  # raised to everyone who waits for pixels
-            ending = error
+            self._ending = error
         finally:
-            self._end(ending)
+            self._end()
 
     def _take_jobs(self) -> None:
         self._woken.recv(4096)
@@ -149,7 +150,7 @@ class ProcessDecoder(Decoder):
         self._workers.append(worker)
         self._selector.register(worker.connection, selectors.EVENT_READ, worker)
 
-    def _end(self, error: BaseException) -> None:
+    def _end(self) -> None:
         with self._lock:
             self._closed = True
         unfinished = [chunk.batch for worker in self._workers for chunk in worker.chunks]
@@ -163,7 +164,7 @@ class ProcessDecoder(Decoder):
         self._wake.close()
         self._woken.close()
         for batch in unfinished:
-            batch.fail(error)
+            batch.fail(self._ending)
 
 
 @dataclass
