@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ from coca.train_config import TrainConfig
 from tests.training import train_alone
 
 NOBODY = "127.0.0.1:1"
+Answer = Future[subprocess.CompletedProcess[str]]
 TRAIN = "train --recipe scenes --set train.lanes=4 --out new"
 TUNE = "tune --recipe scenes --set train.lanes=4 --out new"
 CASES = [
@@ -149,17 +151,31 @@ def taken_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-@pytest.mark.parametrize(("command", "expected"), CASES, ids=[command for command, _ in CASES])
-def test_wrong_use_gets_exit_code_2_and_one_line(folder: Path, taken_port: int, command: str, expected: str) -> None:
-    words = command.format(port=taken_port).split()
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *words],
+@pytest.fixture(scope="module")
+def answers(request: pytest.FixtureRequest, folder: Path, taken_port: int) -> Iterator[dict[str, Answer]]:
+    """What the commands of the chosen cases say, by command: most of the time each imports, so two run at a time."""
+    chosen = [item.callspec.params["command"] for item in request.session.items if item.path == request.path]
+    with ThreadPoolExecutor(2) as pool:
+        yield {command: pool.submit(run, command.format(port=taken_port), folder) for command in chosen}
+        pool.shutdown(cancel_futures=True)
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.cli", *command.split()],
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=60,
         env=os.environ | {"RAY_ADDRESS": NOBODY},
     )
+
+
+@pytest.mark.parametrize(("command", "expected"), CASES, ids=[command for command, _ in CASES])
+def test_wrong_use_gets_exit_code_2_and_one_line(
+    answers: dict[str, Answer], folder: Path, command: str, expected: str
+) -> None:
+    done = answers[command].result()
     assert done.returncode == 2, done.stderr
     assert re.fullmatch(rf"error: .*{expected}.*[.?]\n", done.stderr), done.stderr
     assert not (folder / "new").exists(), "nothing is left behind"
