@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import string
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ from tests.pipelines.killing import SLOW, Command, Reader, copy_dataset, links, 
 
 Build = Callable[..., RefreshConfig]
 KINDS = ["slow_down", "late_error", "lost", "cut", "slow"]
+# Most of the time goes into waiting for the next attempt.
+ROUNDS = pytest.mark.parametrize("rounds", [4, pytest.param(12, marks=pytest.mark.soak)])
 
 
 @pytest.fixture
@@ -115,12 +118,13 @@ def test_the_answer_to_a_checked_write_is_lost(s3: str, proxy: FaultyS3, kind: s
     assert proxy.counts()[kind]
 
 
+@ROUNDS
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_commit_is_made_once(s3: str, proxy: FaultyS3, kind: str) -> None:
+def test_a_commit_is_made_once(s3: str, proxy: FaultyS3, kind: str, rounds: int) -> None:
     store = Store(f"{s3}/d")
     create_tables(store)
     proxy.set(one_kind(kind, 0.5), only="^PUT .*/_delta_log/")
-    for batch in range(4):
+    for batch in range(rounds):
         files = [DataFile(path=f"f{batch}.parquet", size=3, rows=2)]
         store.write(f"samples/f{batch}.parquet", b"abc")
         commit_files(store, "samples", files, "r", batch)
@@ -128,8 +132,8 @@ def test_a_commit_is_made_once(s3: str, proxy: FaultyS3, kind: str) -> None:
     assert proxy.counts()[kind]
     proxy.set(Faults())
     table = open_table(store, "samples")
-    assert (table.version(), table.transaction_version("r")) == (4, 3)
-    assert table_files(table) == {f"f{batch}.parquet": 2 for batch in range(4)}
+    assert (table.version(), table.transaction_version("r")) == (rounds, rounds - 1)
+    assert table_files(table) == {f"f{batch}.parquet": 2 for batch in range(rounds)}
 
 
 class Untaken:
@@ -138,8 +142,9 @@ class Untaken:
     def check(self) -> None: ...
 
 
+@ROUNDS
 @pytest.mark.parametrize("kind", ["late_error", "lost"])
-def test_a_bucket_is_replaced_once(s3: str, proxy: FaultyS3, kind: str) -> None:
+def test_a_bucket_is_replaced_once(s3: str, proxy: FaultyS3, kind: str, rounds: int) -> None:
     store = Store(f"{s3}/d")
     create_tables(store)
     for batch, name in enumerate("ab"):
@@ -147,7 +152,7 @@ def test_a_bucket_is_replaced_once(s3: str, proxy: FaultyS3, kind: str) -> None:
         store.write(f"links/{file.path}", b"abc")
         commit_files(store, "links", [file], "r", batch)
     proxy.set(one_kind(kind, 0.7), only="^PUT .*/_delta_log/")
-    for name in "cdef":
+    for name in string.ascii_lowercase[2 : 2 + rounds]:
         path = f"bucket=00/{name}.parquet"
         store.write(f"links/{path}", b"abc")
         replace_bucket(store, file.model_copy(update={"path": path}), Untaken())  # type: ignore[arg-type]
@@ -155,12 +160,13 @@ def test_a_bucket_is_replaced_once(s3: str, proxy: FaultyS3, kind: str) -> None:
     assert proxy.counts()[kind]
 
 
+@ROUNDS
 @pytest.mark.parametrize("kind", ["late_error", "lost"])
-def test_a_table_is_replaced_once(s3: str, proxy: FaultyS3, kind: str) -> None:
+def test_a_table_is_replaced_once(s3: str, proxy: FaultyS3, kind: str, rounds: int) -> None:
     store = Store(f"{s3}/d")
     create_tables(store)
     proxy.set(one_kind(kind, 0.7), only="^PUT .*/_delta_log/")
-    for number, name in enumerate("abcd"):
+    for number, name in enumerate(string.ascii_lowercase[:rounds]):
         file = DataFile(path=f"{name}.parquet", size=3, rows=2)
         store.write(f"annotations/{file.path}", b"abc")
         replace_files(store, "annotations", [file], f"rewrite-{name}", Untaken())  # type: ignore[arg-type]
@@ -169,11 +175,12 @@ def test_a_table_is_replaced_once(s3: str, proxy: FaultyS3, kind: str) -> None:
     assert proxy.counts()[kind]
 
 
-def test_links_are_read_whole_or_not_at_all(s3: str, proxy: FaultyS3) -> None:
+@ROUNDS
+def test_links_are_read_whole_or_not_at_all(s3: str, proxy: FaultyS3, rounds: int) -> None:
     text = "url,caption\n" + "".join(f"http://example.com/{number},a picture\n" for number in range(5000))
     Store(s3).write("links.csv", text.encode())
     proxy.set(one_kind("cut", 0.3), only="links.csv")
-    for _ in range(4):
+    for _ in range(rounds):
         with open_links(f"{s3}/links.csv", 1) as source:
             assert source.read() == text.encode()
     assert proxy.counts()["cut"]
