@@ -25,7 +25,8 @@ def jpeg_pixels(data: bytes, width: int, height: int) -> np.ndarray | None:
         if has_metadata(data) and not _is_upright(data):
             return None
         # Asked again: what is allocated goes by the decoder's own reading of a header that may lie.
-        if simplejpeg.decode_jpeg_header(data)[:3] not in [(height, width, space) for space in _COLOUR_SPACES]:
+        read_height, read_width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
+        if (read_width, read_height) != (width, height) or colour_space not in _COLOUR_SPACES:
             return None
         pixels_HWC: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", strict=True)  # a warning is an error
     except DECODER_ERRORS:

@@ -171,7 +171,9 @@ def decode(
 
 def decode_rgb(data: bytes, limits: ImageLimits) -> Image.Image:
     """The image of :func:`decode` at its full size."""
-    return Image.fromarray(decode_pixels(data, limits))
+    header = probe(data, limits)
+    pixels_HWC = _straight(data, header)
+    return decode(data, limits, header=header).image if pixels_HWC is None else Image.fromarray(pixels_HWC)
 
 
 def decode_pixels(data: bytes, limits: ImageLimits, *, short_side: int | None = None) -> np.ndarray:
@@ -181,11 +183,17 @@ def decode_pixels(data: bytes, limits: ImageLimits, *, short_side: int | None = 
         ImageProblem: as `decode` does.
     """
     header = probe(data, limits)
-    if header.format == "jpeg" and (short_side is None or not scaled_size(header.width, header.height, short_side)):
-        pixels_HWC = jpeg_pixels(data, header.width, header.height)
-        if pixels_HWC is not None:
-            return pixels_HWC
-    return np.asarray(decode(data, limits, short_side=short_side, header=header).image)
+    pixels_HWC = _straight(data, header, short_side)
+    if pixels_HWC is None:
+        return np.asarray(decode(data, limits, short_side=short_side, header=header).image)
+    return pixels_HWC
+
+
+def _straight(data: bytes, header: ImageHeader, short_side: int | None = None) -> np.ndarray | None:
+    """The pixels of a JPEG that Pillow is not needed for, None of anything else."""
+    if header.format != "jpeg" or (short_side and scaled_size(header.width, header.height, short_side)):
+        return None
+    return jpeg_pixels(data, header.width, header.height)
 
 
 def encode(image: Image.Image, format: StoredFormat, quality: int) -> bytes:  # noqa: A002

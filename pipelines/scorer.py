@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from coca.contract import ANNOTATIONS, SAMPLES
 from coca.errors import BadInput, RunFailed
-from coca.images import ImageLimits, ImageProblem, decode_rgb
+from coca.images import ImageLimits, ImageProblem, decode_pixels
 from coca.storage import Store
 
 SCORES = pa.schema([SAMPLES.field("sample_id"), ANNOTATIONS.field("scores")])
@@ -153,7 +153,7 @@ class ScoreFiles:
 
 def _decode(data: bytes) -> np.ndarray | None:
     try:
-        return np.asarray(decode_rgb(data, _STORED_LIMITS))
+        return decode_pixels(data, _STORED_LIMITS)
     except ImageProblem:
         return None
 
