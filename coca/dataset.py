@@ -1,7 +1,6 @@
 """Opening a published dataset: a version record, its row-group index, and rows by row group."""
 
 import hashlib
-import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 
 from coca.contract import ANNOTATIONS, READABLE_CONTRACTS, ROW_GROUPS, SAMPLES, VersionRecord, version_path
 from coca.errors import BadInput
+from coca.parquet_bytes import parse_parquet
 from coca.storage import Store
 from coca.tokenizer import Tokenizer
 from coca.withdrawn import Withdrawn, list_withdrawn, read_withdrawn
@@ -92,7 +92,7 @@ class Dataset:
                 f"{self.store.uri}/{self.record.row_groups_path} does not match its digest",
                 "Restore the file",
             )
-        return pq.read_table(io.BytesIO(data), schema=ROW_GROUPS)
+        return parse_parquet(data, ROW_GROUPS)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

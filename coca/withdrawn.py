@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from coca.errors import BadInput
+from coca.parquet_bytes import parse_parquet
 from coca.storage import Store
 
 FOLDER = "withdrawn"
@@ -144,7 +145,7 @@ def append_withdrawn(store: Store, rows: pa.Table, name: str) -> bool:
 
 def _read(store: Store, path: str) -> pa.Table:
     try:
-        return pq.read_table(io.BytesIO(store.read(path)), schema=WITHDRAWN)
+        return parse_parquet(store.read(path), WITHDRAWN)
     except FileNotFoundError:
         problem = "is missing"
     except pa.ArrowException as error:

@@ -30,6 +30,7 @@ TORCH_FREE = {
     "coca.image_resize",
     "coca.images",
     "coca.manifest",
+    "coca.parquet_bytes",
     "coca.parquet_ranges",
     "coca.progress",
     "coca.row_groups",
