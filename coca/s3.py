@@ -22,6 +22,8 @@ _CONNECT_TIMEOUT_S = 10
 # Without a byte for so long, an answer is not waited for any more.
 _READ_TIMEOUT_S = 60
 _CONNECTIONS = 32
+# As pyarrow names what asking again does not change.
+_LASTING = ("ACCESS_DENIED", "NO_SUCH_BUCKET")
 
 Result = TypeVar("Result")
 
@@ -54,6 +56,8 @@ def s3_filesystem() -> pafs.S3FileSystem:
     options: dict[str, Any] = {
         "region": region(),
         "allow_bucket_creation": False,
+        # A file of less than 10 MB is one request instead of three, and no upload that a kill leaves half done.
+        "allow_delayed_open": True,
         "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=max_attempts()),
         "connect_timeout": _CONNECT_TIMEOUT_S,
         "request_timeout": _READ_TIMEOUT_S,
@@ -106,7 +110,7 @@ def retry(uri: str, action: Callable[[], Result], *also: type[Exception]) -> Res
 
     Raises:
         StoreFailed: it failed time and again.
-        OSError: there is no such file or bucket, or no right to it.
+        OSError: there is no such file or bucket, or no right to it; it is not asked again.
     """
     try:
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
@@ -122,7 +126,7 @@ def retry(uri: str, action: Callable[[], Result], *also: type[Exception]) -> Res
             problem, lasts = _one_line(error), status_of(error) < 500
         except (OSError, BotoCoreError, *also) as error:
             problem = _one_line(error)
-            lasts = isinstance(error, NoCredentialsError) or "ACCESS_DENIED" in problem
+            lasts = isinstance(error, NoCredentialsError) or any(name in problem for name in _LASTING)
         if lasts or attempt == attempts:
             break
         time.sleep(random.uniform(0.1, 0.5) * min(attempt, _LONGEST_PAUSE))

@@ -276,13 +276,31 @@ class Store:
                 self.filesystem.delete_file(self.path(path))
 
     def sweep_unfinished(self, path: str) -> None:
-        """Remove what killed processes have left of files that they were writing, anywhere under a folder on disk.
+        """Remove what killed processes have left of files that they were writing, anywhere under a folder.
+
+        On S3 that are uploads in parts, which no listing shows and which are paid for. Where the right to list them is
+        lacking, or the store cannot, they stay: a rule of the bucket's lifecycle removes them.
 
         Only for who alone writes there: a write that is under way fails.
         """
-        if not self.is_s3:
-            for staged in [each for each in Path(self.path(path)).rglob(".*.tmp") if _STAGED.fullmatch(each.name)]:
-                staged.unlink(missing_ok=True)
+        if self.is_s3:
+            self.retry(lambda: self._s3_sweep(path))
+            return
+        for staged in [each for each in Path(self.path(path)).rglob(".*.tmp") if _STAGED.fullmatch(each.name)]:
+            staged.unlink(missing_ok=True)
+
+    def _s3_sweep(self, path: str) -> None:
+        from botocore.exceptions import ClientError
+
+        bucket, _, key = self.path(path).partition("/")
+        try:
+            listing = self._s3_client.get_paginator("list_multipart_uploads")
+            pages = list(listing.paginate(Bucket=bucket, Prefix=f"{key}/" if key else ""))
+            for upload in [each for page in pages for each in page.get("Uploads", [])]:
+                self._s3_client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+        except ClientError as error:
+            if status_of(error) not in (403, 404, 405, 501):  # 404: it has ended meanwhile
+                raise
 
 
 def open_file(uri: str | os.PathLike[str]) -> tuple[Store, str]:

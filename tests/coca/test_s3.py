@@ -50,6 +50,7 @@ def test_what_passes_is_tried_again(pauses: list[float]) -> None:
         (BadInput("a", "b"), BadInput),
         (refusal(403), OSError),
         (OSError("AWS Error ACCESS_DENIED"), OSError),
+        (OSError("AWS Error NO_SUCH_BUCKET during PutObject"), OSError),
         (NoCredentialsError(), OSError),
         (KeyError("ours"), KeyError),
     ],

@@ -3,11 +3,14 @@
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from botocore.exceptions import ClientError
+from werkzeug.serving import WSGIRequestHandler
 
 from coca.errors import BadInput
-from coca.storage import Store, open_file
+from coca.storage import Store, _stage, open_file
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -105,3 +108,58 @@ def test_what_is_named_gz_is_read_and_written_as_it_is(tmp_path: Path, s3: str) 
     for store in (Store(tmp_path), Store(s3)):
         store.write("words.txt.gz", b"not compressed")
         assert store.read("words.txt.gz") == b"not compressed"
+
+
+def test_what_killed_writers_left_is_swept(store: Store) -> None:
+    store.write("mine/whole", b"x")
+    begin_writing(store, "mine/deep/cut-off")
+    begin_writing(store, "mine-too/under-way")
+    store.sweep_unfinished("mine")
+    assert begun(store) == ["mine-too/under-way"]
+    store.sweep_unfinished("")
+    assert begun(store) == []
+    assert store.read("mine/whole") == b"x"
+
+
+def test_a_store_that_lists_no_uploads_is_left_as_it_is(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(f"{s3}/prefix")
+    begin_writing(store, "cut-off")
+    refused = ClientError({"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, "List")
+    with monkeypatch.context() as patch:
+        patch.setattr(store._s3_client, "get_paginator", Mock(side_effect=refused))
+        store.sweep_unfinished("")
+    assert begun(store) == ["cut-off"]
+
+
+def test_a_small_file_is_one_request(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, asked = Store(f"{s3}/prefix"), list[str]()
+    monkeypatch.setattr(
+        WSGIRequestHandler, "log_request", lambda self, code="-", size="-": asked.append(f"{self.command} {self.path}")
+    )
+    store.write("small", b"x" * 2**20)
+    assert len(asked) == 1
+    assert asked[0].startswith("PUT ")
+    assert store.read("small") == b"x" * 2**20
+
+
+def begin_writing(store: Store, path: str) -> None:
+    """As far as a writer comes that is killed before it has written all."""
+    if store.is_s3:
+        key = store.path(path).partition("/")[2]
+        upload = store._s3_client.create_multipart_upload(Bucket=bucket(store), Key=key)
+        part = {"Bucket": bucket(store), "Key": key, "UploadId": upload["UploadId"], "PartNumber": 1}
+        store._s3_client.upload_part(Body=b"x", **part)
+    else:
+        _stage(Path(store.path(path)), b"x")
+
+
+def begun(store: Store) -> list[str]:
+    if store.is_s3:
+        uploads = store._s3_client.list_multipart_uploads(Bucket=bucket(store)).get("Uploads", [])
+        return sorted(upload["Key"].removeprefix("prefix/") for upload in uploads)
+    staged = [path.relative_to(store.root) for path in Path(store.root).rglob("*.tmp")]
+    return sorted(str(path.with_name(path.name.split(".")[1])) for path in staged)
+
+
+def bucket(store: Store) -> str:
+    return store.root.partition("/")[0]
