@@ -102,3 +102,4 @@ def clear_staging(store: Store) -> None:
             if name.endswith(".json"):
                 store.delete(f"staging/{folder}/{name}")
     store.delete("staging")
+    store.sweep_unfinished("staging")

@@ -111,6 +111,7 @@ def _sweep(store: Store, keep: int, pinned: set[int], staging_days: float, lease
             published = getattr(records[-1], name).delta_version
             drop_foreign_files(store, name, published, tuple(sorted(live)), lease=lease)
         _delete(store, list(doomed), lease)
+        store.sweep_unfinished("")
     known_pins = sorted(pinned & set(versions))
     return VacuumResult(store.uri, kept, known_pins, dropped, list(doomed), sum(doomed.values()), dry_run=lease is None)
 

@@ -11,6 +11,7 @@ from werkzeug.serving import WSGIRequestHandler
 
 from coca.errors import BadInput
 from coca.storage import Store, _stage, open_file
+from tests.s3_uploads import begin_upload, begun_uploads
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -145,21 +146,13 @@ def test_a_small_file_is_one_request(s3: str, monkeypatch: pytest.MonkeyPatch) -
 def begin_writing(store: Store, path: str) -> None:
     """As far as a writer comes that is killed before it has written all."""
     if store.is_s3:
-        key = store.path(path).partition("/")[2]
-        upload = store._s3_client.create_multipart_upload(Bucket=bucket(store), Key=key)
-        part = {"Bucket": bucket(store), "Key": key, "UploadId": upload["UploadId"], "PartNumber": 1}
-        store._s3_client.upload_part(Body=b"x", **part)
+        begin_upload(store, path)
     else:
         _stage(Path(store.path(path)), b"x")
 
 
 def begun(store: Store) -> list[str]:
     if store.is_s3:
-        uploads = store._s3_client.list_multipart_uploads(Bucket=bucket(store)).get("Uploads", [])
-        return sorted(upload["Key"].removeprefix("prefix/") for upload in uploads)
+        return begun_uploads(store)
     staged = [path.relative_to(store.root) for path in Path(store.root).rglob("*.tmp")]
     return sorted(str(path.with_name(path.name.split(".")[1])) for path in staged)
-
-
-def bucket(store: Store) -> str:
-    return store.root.partition("/")[0]

@@ -11,6 +11,7 @@ import torch
 
 from coca.dataset import Dataset
 from coca.run_folder import RunFolder
+from coca.storage import Store
 from coca.train_config import FeedConfig, TrainConfig
 from jobs.cluster import ClusterInfo
 from jobs.config import DataConfig, TrainRunConfig, WorkersConfig
@@ -104,3 +105,17 @@ def test_twenty_kills(
             break
     assert kills.total() >= KILLS
     assert kills >= LEAST
+
+
+@pytest.mark.soak
+@pytest.mark.ray
+@pytest.mark.timeout(3000)
+def test_a_run_and_its_dataset_on_s3(
+    ray_cluster: ClusterInfo, tmp_path: Path, straight: TrainRunConfig, s3: str
+) -> None:
+    there, dataset = Store(f"{s3}/dataset"), Path(straight.data[0].uri)
+    for file in [path for path in dataset.rglob("*") if path.is_file()]:
+        there.write(str(file.relative_to(dataset)), file.read_bytes())
+    config = straight.model_copy(update={"data": (DataConfig(uri=there.uri),), "out": f"{s3}/run"})
+    chaos = disturb(config, tmp_path, ray_cluster, ["save", "driver", "worker", "stop", "driver"], seed=1)
+    assert chaos.kills >= Counter(save=1, driver=1, worker=1, stop=1)

@@ -17,8 +17,10 @@ import torch
 
 from coca.checkpoint import checkpoint_step, load_checkpoint
 from coca.run_folder import RunFolder
+from coca.storage import Store
 from jobs.config import TrainRunConfig
 from tests.process_table import processes
+from tests.s3_uploads import begun_uploads
 
 ROOT = Path(__file__).parents[2]
 LOADED_MACHINE_S = 400
@@ -72,16 +74,22 @@ def weights(run: RunFolder) -> dict[str, torch.Tensor]:
 
 def orphans(run: RunFolder) -> list[str]:
     """Checkpoint folders without a manifest, and files that were being written."""
-    return sorted(unfinished(run)) + [str(path) for path in run.path.rglob(".*.tmp")]
+    return sorted(unfinished(run)) + half_written(run.store)
 
 
 def unfinished(run: RunFolder) -> set[str]:
     """Checkpoint folders that have no manifest."""
-    folder = run.path / "checkpoints"
-    if not folder.is_dir():
-        return set()
-    names = {name for name in os.listdir(folder) if checkpoint_step(name) is not None}
-    return {name for name in names if not (folder / name / "manifest.json").exists()} & set(os.listdir(folder))
+    names = {name for name in run.store.list("checkpoints") if checkpoint_step(name) is not None}
+    # One that is deleted loses its manifest first.
+    return {name for name in names if not is_whole(run, name)} & set(run.store.list("checkpoints"))
+
+
+def is_whole(run: RunFolder, name: str) -> bool:
+    return run.store.exists(f"checkpoints/{name}/manifest.json")
+
+
+def half_written(store: Store) -> list[str]:
+    return begun_uploads(store) if store.is_s3 else [str(path) for path in Path(store.root).rglob(".*.tmp")]
 
 
 @dataclass(frozen=True)
@@ -220,7 +228,7 @@ class _SaveWatch:
         return bool(self._begun and self.pids)
 
     def is_whole(self) -> bool:
-        return (self._run.path / "checkpoints" / self._begun / "manifest.json").exists()
+        return is_whole(self._run, self._begun)
 
 
 def assert_nothing_is_left(run: RunFolder, chaos: TrainChaos, shared_memory_before: set[str]) -> None:

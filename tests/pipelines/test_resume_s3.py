@@ -27,6 +27,7 @@ from pipelines.tables import (
 )
 from tests.pipelines.faulty_s3 import Faults, FaultyS3, faulty_s3
 from tests.pipelines.killing import SLOW, Command, Reader, copy_dataset, links, published, soak, wait_until
+from tests.s3_uploads import begin_upload, begun_uploads
 
 Build = Callable[..., RefreshConfig]
 KINDS = ["slow_down", "late_error", "lost", "cut", "slow"]
@@ -229,8 +230,11 @@ def test_where_s3_stays_away_the_command_says_so_and_goes_on_later(
         refresh(config)
     assert isinstance(StoreFailed(""), RunFailed)
     proxy.set(Faults())
+    for path in ("staging/outcomes", "samples/part"):  # as if it had been killed while it wrote them
+        begin_upload(Store(config.to), path)
     refresh(config)
     assert published(config.to) == expected
+    assert begun_uploads(Store(config.to)) == []
 
 
 def test_a_store_that_refuses_is_not_asked_again(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
