@@ -5,20 +5,19 @@ Credentials come from the usual AWS variables; ``AWS_ENDPOINT_URL`` points all c
 
 import contextlib
 import os
-import random
 import re
-import time
 import uuid
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from coca.errors import BadInput
-from coca.s3 import CutShort, delta_options, retry, s3_client, s3_filesystem, status_of
+from coca.s3 import CutShort, delta_options, retry
+from coca.s3_folder import S3Folder
 
 Result = TypeVar("Result")
 
@@ -62,13 +61,11 @@ class Store:
 
     @cached_property
     def filesystem(self) -> pafs.FileSystem:
-        if not self.is_s3:
-            return pafs.LocalFileSystem()
-        return s3_filesystem()
+        return self._s3.filesystem if self.is_s3 else pafs.LocalFileSystem()
 
     @cached_property
-    def _s3_client(self) -> Any:
-        return s3_client()
+    def _s3(self) -> S3Folder:
+        return S3Folder(self.root)
 
     def check_folder(self, option: str) -> None:
         """Raises BadInput, naming the ``option`` that gave it, where a file lies at this folder or above it."""
@@ -111,7 +108,7 @@ class Store:
             FileNotFoundError: there is none.
         """
         if self.is_s3:
-            return self.retry(lambda: self._s3_size(path))
+            return self.retry(lambda: self._s3.size(path))
         info = self.filesystem.get_file_info(self.path(path))
         if info.type != pafs.FileType.File:
             raise FileNotFoundError(f"{self.uri}/{path}")
@@ -133,7 +130,7 @@ class Store:
             FileNotFoundError: there is none.
         """
         if self.is_s3:
-            return self.retry(lambda: self._s3_read(path))
+            return self.retry(lambda: self._s3.read(path))
         # pyarrow would unpack what is named .gz.
         with self.filesystem.open_input_stream(self.path(path), compression=None) as stream:
             return bytes(stream.read())
@@ -156,39 +153,12 @@ class Store:
     def write(self, path: str, data: bytes) -> None:
         """Write or replace a file as a whole: a reader sees the old bytes or the new, never a part."""
         if self.is_s3:
-            self.retry(lambda: self._s3_write(path, data))
+            self.retry(lambda: self._s3.write(path, data))
             return
         target = Path(self.path(path))
         staged = _stage(target, data)
         os.replace(staged, target)
         _sync_folder(target.parent)
-
-    def _s3_size(self, path: str) -> int:
-        return _whole(self._s3_call("head_object", path))
-
-    def _s3_read(self, path: str) -> bytes:
-        answer = self._s3_call("get_object", path)
-        data = bytes(answer["Body"].read())
-        if len(data) != _whole(answer):
-            raise CutShort(f"{self.uri}/{path} was read to byte {len(data):,} only")
-        return data
-
-    def _s3_write(self, path: str, data: bytes) -> None:
-        with self.filesystem.open_output_stream(self.path(path), compression=None) as stream:
-            stream.write(data)
-
-    def _s3_call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
-        from botocore.exceptions import ClientError
-
-        bucket, _, key = self.path(path).partition("/")
-        try:
-            return dict(getattr(self._s3_client, method)(Bucket=bucket, Key=key, **arguments))
-        except ClientError as error:
-            if status_of(error) == 404:
-                gone = "NoSuchBucket" in str(error)
-                lacking = f"the bucket {bucket} does not exist (NoSuchBucket)" if gone else f"{self.uri}/{path}"
-                raise FileNotFoundError(lacking) from None
-            raise
 
     def write_checked(self, path: str, data: bytes, check: Callable[[], None]) -> None:
         """Write or replace a file for whoever has the right to it; ``check`` raises where that was lost.
@@ -196,7 +166,7 @@ class Store:
         On S3 a write that was long under way does not land on a file that somebody has written since the check.
         """
         if self.is_s3:
-            self.retry(lambda: self._s3_write_checked(path, data, check))
+            self.retry(lambda: self._s3.write_checked(path, data, check))
             return
         target = Path(self.path(path))
         staged = _stage(target, data)
@@ -207,23 +177,6 @@ class Store:
             staged.unlink(missing_ok=True)
         _sync_folder(target.parent)
 
-    def _s3_write_checked(self, path: str, data: bytes, check: Callable[[], None]) -> None:
-        from botocore.exceptions import ClientError
-
-        try:
-            standing = {"IfMatch": self._s3_call("head_object", path)["ETag"]}
-        except FileNotFoundError:
-            standing = {"IfNoneMatch": "*"}
-        check()
-        try:
-            self._s3_call("put_object", path, Body=data, **standing)
-        except ClientError as error:
-            # Where the answer to ours was lost it lies there now; else somebody else's does.
-            if status_of(error) not in (409, 412):
-                raise
-            if self.read(path) != data:
-                raise OSError(f"{self.uri}/{path} was written by somebody else meanwhile") from None
-
     def write_once(self, path: str, data: bytes) -> bool:
         """Create a file only if it is not there (conditional PUT).
 
@@ -231,7 +184,7 @@ class Store:
             False where it was there already with other bytes; they are untouched.
         """
         if self.is_s3:
-            return self.retry(lambda: self._s3_write_once(path, data))
+            return self.retry(lambda: self._s3.write_once(path, data))
         target = Path(self.path(path))
         staged = _stage(target, data)
         try:
@@ -243,36 +196,14 @@ class Store:
         _sync_folder(target.parent)
         return True
 
-    def _s3_write_once(self, path: str, data: bytes, retries: int = 8) -> bool:
-        from botocore.exceptions import ClientError
-
-        try:
-            self._s3_call("put_object", path, Body=data, IfNoneMatch="*")
-        except ClientError as error:
-            status = status_of(error)
-            if status == 412:
-                # Ours, where an answer was lost and the client has asked again; else another's.
-                return self.read(path) == data
-            if status == 409 and retries:  # another conditional write of this key was under way: S3 asks to try again
-                time.sleep(random.uniform(0.1, 0.5))
-                return self._s3_write_once(path, data, retries - 1)
-            if status == 501:
-                raise BadInput(
-                    f"the store behind {self.uri} does not support conditional writes",
-                    "Use one that honours If-None-Match",
-                ) from None
-            raise
-        return True
-
     def delete(self, path: str) -> None:
         """Remove a file or a folder with all in it; nothing happens where there is none."""
-        self.retry(lambda: self._delete(path))
-
-    def _delete(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            if self.is_folder(path):
+            if self.is_s3:
+                self.retry(lambda: self._s3.delete(path))
+            elif self.is_folder(path):
                 self.filesystem.delete_dir(self.path(path))
-            elif self.exists(path):
+            else:
                 self.filesystem.delete_file(self.path(path))
 
     def sweep_unfinished(self, path: str) -> None:
@@ -284,23 +215,10 @@ class Store:
         Only for who alone writes there: a write that is under way fails.
         """
         if self.is_s3:
-            self.retry(lambda: self._s3_sweep(path))
+            self.retry(lambda: self._s3.abort_uploads(path))
             return
         for staged in [each for each in Path(self.path(path)).rglob(".*.tmp") if _STAGED.fullmatch(each.name)]:
             staged.unlink(missing_ok=True)
-
-    def _s3_sweep(self, path: str) -> None:
-        from botocore.exceptions import ClientError
-
-        bucket, _, key = self.path(path).partition("/")
-        try:
-            listing = self._s3_client.get_paginator("list_multipart_uploads")
-            pages = list(listing.paginate(Bucket=bucket, Prefix=f"{key}/" if key else ""))
-            for upload in [each for page in pages for each in page.get("Uploads", [])]:
-                self._s3_client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
-        except ClientError as error:
-            if status_of(error) not in (403, 404, 405, 501):  # 404: it has ended meanwhile
-                raise
 
 
 def open_file(uri: str | os.PathLike[str]) -> tuple[Store, str]:
@@ -310,13 +228,6 @@ def open_file(uri: str | os.PathLike[str]) -> tuple[Store, str]:
     if not folder and not _SCHEME.match(text):
         folder = "/" if text.startswith("/") else "."
     return Store(folder), name
-
-
-def _whole(answer: dict[str, Any]) -> int:
-    """The length that an answer tells; one that was cut off in its head tells none."""
-    if "ContentLength" not in answer:
-        raise CutShort("an answer of S3 ended in its head")
-    return int(answer["ContentLength"])
 
 
 def _stage(target: Path, data: bytes) -> Path:

@@ -34,6 +34,7 @@ TORCH_FREE = {
     "coca.parquet_ranges",
     "coca.progress",
     "coca.row_groups",
+    "coca.s3_folder",
     "coca.storage",
     "coca.tokenizer",
     "coca.train_config",

@@ -91,7 +91,7 @@ def test_a_conditional_write_that_collides_is_tried_again(s3: str, monkeypatch: 
     from botocore.exceptions import ClientError
 
     store, answers = Store(s3), [409, 409]
-    client, put = store._s3_client, store._s3_client.put_object
+    client, put = store._s3.client, store._s3.client.put_object
 
     def collide(**arguments: object) -> object:
         if answers:
@@ -127,20 +127,45 @@ def test_a_store_that_lists_no_uploads_is_left_as_it_is(s3: str, monkeypatch: py
     begin_writing(store, "cut-off")
     refused = ClientError({"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, "List")
     with monkeypatch.context() as patch:
-        patch.setattr(store._s3_client, "get_paginator", Mock(side_effect=refused))
+        patch.setattr(store._s3.client, "get_paginator", Mock(side_effect=refused))
         store.sweep_unfinished("")
     assert begun(store) == ["cut-off"]
 
 
-def test_a_small_file_is_one_request(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_requests(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store, asked = Store(f"{s3}/prefix"), list[str]()
-    monkeypatch.setattr(
-        WSGIRequestHandler, "log_request", lambda self, code="-", size="-": asked.append(f"{self.command} {self.path}")
-    )
-    store.write("small", b"x" * 2**20)
-    assert len(asked) == 1
-    assert asked[0].startswith("PUT ")
-    assert store.read("small") == b"x" * 2**20
+    monkeypatch.setattr(WSGIRequestHandler, "log_request", lambda self, *_: asked.append(self.command))
+    store.write("a/small", b"x" * 2**20)
+    assert asked == ["PUT"]
+    assert store.read("a/small") == b"x" * 2**20
+    asked.clear()
+    store.delete("a/small")
+    assert asked == ["DELETE", "GET"]
+    asked.clear()
+    for number in range(5):
+        store.write(f"a/b/{number}", b"x")
+    store.delete("a")
+    assert asked == ["PUT"] * 5 + ["DELETE", "GET", "POST"]
+
+
+def test_a_deleted_folder_leaves_nothing(s3: str) -> None:
+    store = Store(f"{s3}/prefix")
+    store.write("a/b/c", b"x")
+    store.write("ab", b"x")
+    store.delete("a")
+    objects = store._s3.client.list_objects_v2(Bucket=s3.removeprefix("s3://"))["Contents"]
+    assert [each["Key"] for each in objects] == ["prefix/ab"]
+    Store("s3://no-such-bucket/d").delete("a")
+
+
+def test_what_s3_does_not_delete_is_told(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(s3)
+    store.write("a/b", b"x")
+    answer = {"Errors": [{"Key": "a/b", "Code": "AccessDenied", "Message": "Access Denied"}]}
+    monkeypatch.setattr(store._s3.client, "delete_objects", lambda **_: answer)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(OSError, match=r"/a/b was not deleted: Access Denied"):
+        store.delete("a")
 
 
 def begin_writing(store: Store, path: str) -> None:

@@ -1,7 +1,8 @@
 """A proxy before an S3 server that answers 503, late, short or not at all; a process of its own.
 
 Started by :func:`faulty_s3` as ``python -m tests.pipelines.faulty_s3 BACKEND SEED``. What befalls a request follows
-from the seed, its line and how often that line has come before, not from the order in which several clients come.
+from the seed, its line and how often that line has come before, not from the order in which several clients come, nor
+from which bucket a test was given.
 """
 
 import asyncio
@@ -131,7 +132,8 @@ class _Proxy:
 
     async def _handle(self, request: _Request, writer: asyncio.StreamWriter) -> None:
         self._seen[request.line] += 1
-        random_ = random.Random(f"{self._seed} {request.line} {self._seen[request.line]}")
+        asked = re.sub(r"(?<=/)bucket-[0-9]+", "", request.line)
+        random_ = random.Random(f"{self._seed} {asked} {self._seen[request.line]}")
         fault = self._faults.choose(random_) if re.search(self._only, request.line) else ""
         if self._in_a_row[request.line] >= self._faults.in_a_row:
             fault = ""

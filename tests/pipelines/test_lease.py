@@ -187,9 +187,9 @@ def test_an_epoch_that_others_have_passed_and_swept_is_not_taken(
 
 def test_a_store_that_ignores_conditions_is_refused(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(f"{s3}/d")
-    put = store._s3_client.put_object
+    put = store._s3.client.put_object
     monkeypatch.setattr(
-        store._s3_client,
+        store._s3.client,
         "put_object",
         lambda IfNoneMatch, **request: put(**request),
     )

@@ -38,7 +38,7 @@ ROUNDS = pytest.mark.parametrize("rounds", [4, pytest.param(12, marks=pytest.mar
 @pytest.fixture
 def proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
     """Stands between S3 and every client made from here on."""
-    with faulty_s3(s3_server, seed=5) as proxy:
+    with faulty_s3(s3_server, seed=7) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
 
