@@ -1,8 +1,9 @@
 """A folder on S3: what `coca.storage.Store` does there, one try of each; the store tries again."""
 
+import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -98,8 +99,9 @@ class S3Folder:
         return True
 
     def delete(self, path: str) -> None:
-        """An object, and all below it as a folder; nothing happens where there is none."""
-        self._call("delete_object", path)
+        """An object, and all below it as a folder; nothing happens where there is neither."""
+        with contextlib.suppress(FileNotFoundError):  # as some stores say where there was none
+            self._call("delete_object", path)
         for page in self._pages("list_objects_v2", path):
             keys = [{"Key": each["Key"]} for each in page.get("Contents", [])]
             if keys:
@@ -112,30 +114,41 @@ class S3Folder:
         from botocore.exceptions import ClientError
 
         try:
-            for page in list(self._pages("list_multipart_uploads", path)):
-                for upload in page.get("Uploads", []):
-                    where = {"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
-                    self.client.abort_multipart_upload(**where)
+            pages = list(self._pages("list_multipart_uploads", path))
         except ClientError as error:
-            if status_of(error) not in (403, 404, 405, _NOT_IMPLEMENTED):  # 404: it has ended meanwhile
-                raise
+            if status_of(error) in (403, 405, _NOT_IMPLEMENTED):
+                return
+            raise
+        for upload in [each for page in pages for each in page.get("Uploads", [])]:
+            where = {"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+            try:
+                self.client.abort_multipart_upload(**where)
+            except ClientError as error:
+                if status_of(error) not in (403, 404):  # 404: it has ended meanwhile
+                    raise
 
     def _holds(self, path: str, data: bytes) -> bool:
         return retry(f"s3://{self._root}", lambda: self.read(path)) == data
 
-    def _pages(self, method: str, path: str) -> Any:
+    def _pages(self, method: str, path: str) -> Iterator[dict[str, Any]]:
         """Answers of a listing of all below ``path``."""
         key = self._key(path)
-        return self.client.get_paginator(method).paginate(Bucket=self._bucket, Prefix=f"{key}/" if key else "")
+        with self._told_missing(path):
+            yield from self.client.get_paginator(method).paginate(Bucket=self._bucket, Prefix=f"{key}/" if key else "")
+
+    def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        with self._told_missing(path):
+            return dict(getattr(self.client, method)(Bucket=self._bucket, Key=self._key(path), **arguments))
 
     def _key(self, path: str) -> str:
         return "/".join(filter(None, (self._prefix, path)))
 
-    def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+    @contextlib.contextmanager
+    def _told_missing(self, path: str) -> Iterator[None]:
         from botocore.exceptions import ClientError
 
         try:
-            return dict(getattr(self.client, method)(Bucket=self._bucket, Key=self._key(path), **arguments))
+            yield
         except ClientError as error:
             if status_of(error) == 404:
                 gone = "NoSuchBucket" in str(error)

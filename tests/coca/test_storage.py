@@ -125,11 +125,40 @@ def test_what_killed_writers_left_is_swept(store: Store) -> None:
 def test_a_store_that_lists_no_uploads_is_left_as_it_is(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(f"{s3}/prefix")
     begin_writing(store, "cut-off")
-    refused = ClientError({"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, "List")
     with monkeypatch.context() as patch:
-        patch.setattr(store._s3.client, "get_paginator", Mock(side_effect=refused))
+        patch.setattr(store._s3.client, "get_paginator", Mock(side_effect=refusal(403)))
         store.sweep_unfinished("")
     assert begun(store) == ["cut-off"]
+
+
+def test_an_upload_that_ended_meanwhile_keeps_no_other(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(f"{s3}/prefix")
+    for name in "abc":
+        begin_writing(store, name)
+    abort = store._s3.client.abort_multipart_upload
+
+    def all_but_a(**where: str) -> None:
+        if where["Key"] == "prefix/a":
+            raise refusal(404)
+        abort(**where)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._s3.client, "abort_multipart_upload", all_but_a)
+        store.sweep_unfinished("")
+    assert begun(store) == ["a"]
+
+
+def refusal(status: int) -> ClientError:
+    return ClientError({"Error": {"Code": "X"}, "ResponseMetadata": {"HTTPStatusCode": status}}, "Operation")
+
+
+def test_a_store_that_knows_no_such_object_deletes_the_folder(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Google's answers: 404 where Amazon's says 204."""
+    store = Store(f"{s3}/prefix")
+    store.write("a/b", b"x")
+    monkeypatch.setattr(store._s3.client, "delete_object", Mock(side_effect=refusal(404)))
+    store.delete("a")
+    assert not store.exists("a")
 
 
 def test_few_requests(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
