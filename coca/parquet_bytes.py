@@ -13,11 +13,14 @@ def parse_parquet(data: bytes, schema: pa.Schema) -> pa.Table:
     Raises:
         pa.ArrowInvalid: it is no whole Parquet file, or its columns are not of the schema's types.
     """
-    file = pq.ParquetFile(pa.BufferReader(data))
-    there = [name for name in schema.names if name in file.schema_arrow.names]
-    stored = file.read(columns=there, use_threads=False)
-    columns = {
-        field.name: stored[field.name] if field.name in there else pa.nulls(stored.num_rows, field.type)
-        for field in schema
-    }
-    return pa.table(columns).cast(schema)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        there = [name for name in schema.names if name in file.schema_arrow.names]
+        stored = file.read(columns=there, use_threads=False)
+        columns = [
+            stored[field.name].cast(field.type) if field.name in there else pa.nulls(stored.num_rows, field.type)
+            for field in schema
+        ]
+    except (OSError, pa.ArrowNotImplementedError) as error:  # as Arrow calls some damages, and some types
+        raise pa.ArrowInvalid(str(error)) from None
+    return pa.table(columns, schema=schema)

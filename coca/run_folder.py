@@ -80,6 +80,10 @@ class RunFolder:
         self.store.sweep_unfinished("checkpoints")
         return unfinished
 
+    def sweep_files(self) -> None:
+        """Remove files half written; on S3, where others may write below the same prefix, those of checkpoints only."""
+        self.store.sweep_unfinished("checkpoints" if self.store.is_s3 else "")
+
     def append_metrics(self, row: dict[str, Any]) -> None:
         """
         Raises:

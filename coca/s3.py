@@ -56,8 +56,6 @@ def s3_filesystem() -> pafs.S3FileSystem:
     options: dict[str, Any] = {
         "region": region(),
         "allow_bucket_creation": False,
-        # A file of less than 10 MB is one request instead of three, and no upload that a kill leaves half done.
-        "allow_delayed_open": True,
         "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=max_attempts()),
         "connect_timeout": _CONNECT_TIMEOUT_S,
         "request_timeout": _READ_TIMEOUT_S,

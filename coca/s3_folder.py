@@ -12,6 +12,7 @@ import pyarrow.fs as pafs
 from coca.errors import BadInput
 from coca.s3 import CutShort, retry, s3_client, s3_filesystem, status_of
 
+_ONE_REQUEST_BYTES = 10 * 2**20
 _CONFLICT, _PRECONDITION_FAILED, _NOT_IMPLEMENTED = 409, 412, 501
 
 
@@ -50,7 +51,11 @@ class S3Folder:
         return data
 
     def write(self, path: str, data: bytes) -> None:
-        """In parts side by side, where there is much."""
+        """In parts side by side, where there is much; else in one request, which leaves nothing half done."""
+        if len(data) <= _ONE_REQUEST_BYTES:
+            self._call("put_object", path, Body=data)
+            return
+        # Opened at once, not with ``allow_delayed_open``: that puts an empty object where its upload cannot begin.
         with self.filesystem.open_output_stream(f"{self._bucket}/{self._key(path)}", compression=None) as stream:
             stream.write(data)
 
@@ -107,7 +112,8 @@ class S3Folder:
             if keys:
                 answer = self.client.delete_objects(Bucket=self._bucket, Delete={"Objects": keys, "Quiet": True})
                 for failed in answer.get("Errors", []):
-                    raise OSError(f"s3://{self._bucket}/{failed['Key']} was not deleted: {failed.get('Message')}")
+                    kind = PermissionError if failed.get("Code") == "AccessDenied" else OSError
+                    raise kind(f"s3://{self._bucket}/{failed['Key']} was not deleted: {failed.get('Message')}")
 
     def abort_uploads(self, path: str) -> None:
         """Drop what was uploaded in parts and never ended, below a folder, as far as the store and our rights allow."""
@@ -116,7 +122,7 @@ class S3Folder:
         try:
             pages = list(self._pages("list_multipart_uploads", path))
         except ClientError as error:
-            if status_of(error) in (403, 405, _NOT_IMPLEMENTED):
+            if status_of(error) in (403, 405, _NOT_IMPLEMENTED):  # it may not be known, or cannot
                 return
             raise
         for upload in [each for page in pages for each in page.get("Uploads", [])]:

@@ -210,12 +210,13 @@ class Store:
         """Remove what killed processes have left of files that they were writing, anywhere under a folder.
 
         On S3 that are uploads in parts, which no listing shows and which are paid for. Where the right to list them is
-        lacking, or the store cannot, they stay: a rule of the bucket's lifecycle removes them.
+        lacking, or the store does not tell, they stay: a rule of the bucket's lifecycle removes them.
 
-        Only for who alone writes there: a write that is under way fails.
+        Only for who alone writes there: a write that is under way fails, on disk, or has to begin anew, on S3.
         """
         if self.is_s3:
-            self.retry(lambda: self._s3.abort_uploads(path))
+            with contextlib.suppress(OSError):  # what stays costs a little: no reason to end what works
+                self.retry(lambda: self._s3.abort_uploads(path))
             return
         for staged in [each for each in Path(self.path(path)).rglob(".*.tmp") if _STAGED.fullmatch(each.name)]:
             staged.unlink(missing_ok=True)

@@ -69,7 +69,7 @@ def run_training(
         interrupts = Interrupts()
         with interrupts.catching(), _follow(run, config.train.steps, resumed_from or 0, show_progress):
             result = _train(config, mixture, run, interrupts, held)
-        run.store.sweep_unfinished("")  # of workers that were killed
+        run.sweep_files()  # of workers that were killed
         return {"run": run.uri, "resumed_from": resumed_from, **result, "report": _report(run)}
 
 

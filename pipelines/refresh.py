@@ -203,6 +203,7 @@ def _frequent_of_shard(shard: int, *, intake: Intake, most: int) -> list[int]:
 def _prepare_tables(staging: Staging, standing: Standing, lease: Lease) -> None:
     """The tables as the parent version has them, but for what this refresh itself has added before a restart."""
     store = staging.dataset
+    lease.check()
     for folder in (*SCHEMAS, "versions", "tokenizers"):
         store.sweep_unfinished(folder)
     create_tables(store)

@@ -111,7 +111,9 @@ def _sweep(store: Store, keep: int, pinned: set[int], staging_days: float, lease
             published = getattr(records[-1], name).delta_version
             drop_foreign_files(store, name, published, tuple(sorted(live)), lease=lease)
         _delete(store, list(doomed), lease)
-        store.sweep_unfinished("")
+        lease.check()
+        for folder in (*SCHEMAS, "versions", "tokenizers", "staging"):  # elsewhere others may write
+            store.sweep_unfinished(folder)
     known_pins = sorted(pinned & set(versions))
     return VacuumResult(store.uri, kept, known_pins, dropped, list(doomed), sum(doomed.values()), dry_run=lease is None)
 

@@ -29,11 +29,25 @@ def test_a_table_without_rows_keeps_the_schema() -> None:
     assert parse_parquet(encode(SCHEMA.empty_table()), SCHEMA).equals(SCHEMA.empty_table())
 
 
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"PAR1", encode(SCHEMA.empty_table())[:-1], encode(pa.table({"rows": ["many"]}))],
-    ids=["empty", "only the magic", "cut off", "of another type"],
-)
+def test_a_field_that_should_hold_no_null_may_lack() -> None:
+    schema = pa.schema([pa.field("name", pa.string(), nullable=False), pa.field("new", pa.int8(), nullable=False)])
+    found = parse_parquet(encode(pa.table({"name": pa.array([None, "b"], pa.string())})), schema)
+    assert found.schema == schema
+    assert found.to_pylist() == [{"name": None, "new": None}, {"name": "b", "new": None}]
+
+
+WHOLE = encode(SCHEMA.empty_table())
+DAMAGED = {
+    "empty": b"",
+    "only the magic": b"PAR1",
+    "cut off": WHOLE[:-1],
+    "the footer overwritten": WHOLE[:8] + bytes(len(WHOLE) - 16) + WHOLE[-8:],
+    "another type": encode(pa.table({"rows": ["many"]})),
+    "a list where a number goes": encode(pa.table({"rows": [[1, 2]]})),
+}
+
+
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
 def test_what_is_no_such_table_is_refused(data: bytes) -> None:
     with pytest.raises(pa.ArrowInvalid):
         parse_parquet(data, SCHEMA)

@@ -10,7 +10,9 @@ from botocore.exceptions import ClientError
 from werkzeug.serving import WSGIRequestHandler
 
 from coca.errors import BadInput
+from coca.s3 import StoreFailed
 from coca.storage import Store, _stage, open_file
+from tests.pipelines.faulty_s3 import Faults, faulty_s3
 from tests.s3_uploads import begin_upload, begun_uploads
 
 
@@ -152,6 +154,21 @@ def refusal(status: int) -> ClientError:
     return ClientError({"Error": {"Code": "X"}, "ResponseMetadata": {"HTTPStatusCode": status}}, "Operation")
 
 
+def test_an_upload_that_cannot_begin_leaves_what_was_there(
+    s3: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store(s3).write("a", b"as it was")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with faulty_s3(s3_server, seed=1) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        proxy.set(Faults(slow_down=1.0, in_a_row=10**9), only=r"^POST .*\?uploads")
+        with pytest.raises(StoreFailed):
+            Store(s3).write("a", b"x" * 11 * 2**20)
+        assert Store(s3).read("a") == b"as it was"
+        proxy.set(Faults(slow_down=1.0, in_a_row=10**9))
+        Store(s3).sweep_unfinished("")  # what cannot be swept now is no reason to stop
+
+
 def test_a_store_that_knows_no_such_object_deletes_the_folder(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Google's answers: 404 where Amazon's says 204."""
     store = Store(f"{s3}/prefix")
@@ -190,11 +207,12 @@ def test_a_deleted_folder_leaves_nothing(s3: str) -> None:
 def test_what_s3_does_not_delete_is_told(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(s3)
     store.write("a/b", b"x")
-    answer = {"Errors": [{"Key": "a/b", "Code": "AccessDenied", "Message": "Access Denied"}]}
-    monkeypatch.setattr(store._s3.client, "delete_objects", lambda **_: answer)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(OSError, match=r"/a/b was not deleted: Access Denied"):
-        store.delete("a")
+    refused = {"Errors": [{"Key": "a/b", "Code": "AccessDenied", "Message": "Access Denied"}]}
+    failed = {"Errors": [{"Key": "a/b", "Code": "InternalError", "Message": "We encountered an error"}]}
+    monkeypatch.setattr(store._s3.client, "delete_objects", Mock(side_effect=[failed, refused, {}]))
+    with pytest.raises(PermissionError, match=r"/a/b was not deleted: Access Denied"):
+        store.delete("a")  # the second try
+    store.delete("a")
 
 
 def begin_writing(store: Store, path: str) -> None:
