@@ -154,16 +154,17 @@ def refusal(status: int) -> ClientError:
     return ClientError({"Error": {"Code": "X"}, "ResponseMetadata": {"HTTPStatusCode": status}}, "Operation")
 
 
-def test_an_upload_that_cannot_begin_leaves_what_was_there(
-    s3: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("failing", [r"^POST .*\?uploads", r"partNumber=2", r"^POST .*\?uploadId"])
+def test_an_upload_that_fails_leaves_what_was_there(
+    failing: str, s3: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Store(s3).write("a", b"as it was")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with faulty_s3(s3_server, seed=1) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        proxy.set(Faults(slow_down=1.0, in_a_row=10**9), only=r"^POST .*\?uploads")
+        proxy.set(Faults(slow_down=1.0, in_a_row=10**9), only=failing)
         with pytest.raises(StoreFailed):
-            Store(s3).write("a", b"x" * 11 * 2**20)
+            Store(s3).write("a", b"x" * 21 * 2**20)
         assert Store(s3).read("a") == b"as it was"
         proxy.set(Faults(slow_down=1.0, in_a_row=10**9))
         Store(s3).sweep_unfinished("")  # what cannot be swept now is no reason to stop
