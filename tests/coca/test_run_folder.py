@@ -13,6 +13,7 @@ import pytest
 from coca.errors import BadInput, RunFailed
 from coca.run_folder import RunFolder
 from coca.storage import Store
+from tests.s3_uploads import begin_upload, begun_uploads
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -158,6 +159,23 @@ def test_half_written_files_are_swept_beside_checkpoints_only(tmp_path: Path) ->
     others.write_bytes(b"x")
     run.sweep()
     assert (half.exists(), others.exists()) == (False, True)
+
+
+def test_at_the_end_of_a_run_on_s3_what_others_write_goes_on(s3: str) -> None:
+    run = RunFolder(f"{s3}/runs")
+    for path in ("checkpoints/step_000000002/model.safetensors", "another/checkpoints/step_000000004/state"):
+        begin_upload(run.store, path)
+    run.sweep_files()
+    assert begun_uploads(run.store) == ["another/checkpoints/step_000000004/state"]
+
+
+def test_at_the_end_of_a_run_on_disk_no_half_written_file_is_left(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.store.write("checkpoints/step_000000002/manifest.json", b"{}")
+    for folder in ("checkpoints/step_000000002", "."):
+        (tmp_path / folder / f".a.{'a' * 32}.tmp").write_bytes(b"x")
+    run.sweep_files()
+    assert list(tmp_path.rglob(".*.tmp")) == []
 
 
 def test_a_manifest_goes_before_its_files(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

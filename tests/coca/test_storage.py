@@ -90,8 +90,6 @@ def test_open_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_conditional_write_that_collides_is_tried_again(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from botocore.exceptions import ClientError
-
     store, answers = Store(s3), [409, 409]
     client, put = store._s3.client, store._s3.client.put_object
 
