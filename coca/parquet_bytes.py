@@ -1,4 +1,7 @@
-"""Small Parquet files that were read whole, such as indexes whose digest is checked first."""
+"""Parquet that lies in memory: small files that were read whole, and what a damage of them is called."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +16,7 @@ def parse_parquet(data: bytes, schema: pa.Schema) -> pa.Table:
     Raises:
         pa.ArrowInvalid: it is no whole Parquet file, or its columns are not of the schema's types.
     """
-    try:
+    with damage_is_told():
         file = pq.ParquetFile(pa.BufferReader(data))
         there = [name for name in schema.names if name in file.schema_arrow.names]
         stored = file.read(columns=there, use_threads=False)
@@ -21,6 +24,17 @@ def parse_parquet(data: bytes, schema: pa.Schema) -> pa.Table:
             stored[field.name].cast(field.type) if field.name in there else pa.nulls(stored.num_rows, field.type)
             for field in schema
         ]
-    except (OSError, pa.ArrowNotImplementedError) as error:  # as Arrow calls some damages, and some types
-        raise pa.ArrowInvalid(str(error)) from None
     return pa.table(columns, schema=schema)
+
+
+@contextmanager
+def damage_is_told() -> Iterator[None]:
+    """Around what is parsed from memory: there an OSError of Arrow's is damage, and no storage to be asked again.
+
+    Raises:
+        pa.ArrowInvalid: for whatever Arrow raises of damaged bytes.
+    """
+    try:
+        yield
+    except (OSError, UnicodeError, pa.ArrowNotImplementedError) as error:
+        raise pa.ArrowInvalid(str(error)) from None

@@ -3,14 +3,14 @@
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coca.disk_cache import DiskCache
+from coca.parquet_bytes import damage_is_told
 from coca.s3 import CutShort
 from coca.storage import Store
 
@@ -41,13 +41,13 @@ class ParquetRanges:
             pa.ArrowInvalid: it is no whole Parquet file, or its pages are damaged.
         """
         file = self._file(path)
-        with _damage_is_told():
+        with damage_is_told():
             there = [name for name in file.metadata.schema.to_arrow_schema().names if name in columns]
             start, end = _span(file.metadata, row_group, there)
         if not 0 <= start < end <= file.size:
             raise pa.ArrowInvalid(f"its columns lie at bytes {start} to {end} of {file.size}")
         source = _Range(self._read_range(path, file, start, end), start, file.size)
-        with _damage_is_told():
+        with damage_is_told():
             parquet = pq.ParquetFile(pa.PythonFile(source, mode="r"), metadata=file.metadata)
             # Threads of Arrow's own would ask a Python file in no order.
             return parquet.read_row_group(row_group, columns=there, use_threads=False)
@@ -100,15 +100,6 @@ class _File(NamedTuple):
     footer_digest: str
 
 
-@contextmanager
-def _damage_is_told() -> Iterator[None]:
-    """Around what is parsed from memory: there an OSError of Arrow's is damage, and no storage to be asked again."""
-    try:
-        yield
-    except (OSError, UnicodeError) as error:
-        raise pa.ArrowInvalid(str(error)) from None
-
-
 def _open(store: Store, path: str) -> _File:
     source = store.open(path)
     size = source.size()
@@ -116,7 +107,7 @@ def _open(store: Store, path: str) -> _File:
     length = int.from_bytes(tail[-_END_BYTES:-4], "little") + _END_BYTES
     if len(tail) < length <= size:
         tail = _read_at(source, size - length, size)
-    with _damage_is_told():
+    with damage_is_told():
         metadata = pq.read_metadata(pa.BufferReader(tail))
     digest = hashlib.blake2b(tail[-length:], digest_size=16).hexdigest()
     if not store.is_s3:

@@ -1,6 +1,7 @@
 """Parquet files that lie in memory."""
 
 import io
+import random
 import subprocess
 import sys
 
@@ -66,3 +67,17 @@ def test_starts_no_thread_that_could_outlive_python() -> None:
     data = encode(pa.table({"name": ["a", "b"]}))
     done = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, check=True)
     assert int(done.stdout) == 0
+
+
+def test_flipped_bytes_give_a_table_or_are_refused() -> None:
+    chance = random.Random(0)
+    whole = encode(pa.table({"name": ["a", "b"], "rows": [1, 2], "later": [[1], None]}, schema=SCHEMA))
+    refused = 0
+    for _ in range(1000):
+        data = bytearray(whole)
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        try:
+            assert parse_parquet(bytes(data), SCHEMA).schema == SCHEMA
+        except pa.ArrowInvalid:
+            refused += 1
+    assert refused > 100
